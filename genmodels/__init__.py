@@ -1,0 +1,1 @@
+"""Distributed training of generative models, orchestrated as workflows."""

@@ -1,0 +1,1 @@
+"""Data sets: catalogue, download, preprocessing, shards and the loader."""

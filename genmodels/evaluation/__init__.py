@@ -1,0 +1,1 @@
+"""Judging models by generation, representation and density."""

@@ -1,0 +1,204 @@
+"""What every model is: a module that says which stages and which updates it has, and the engine does the rest.
+
+Shape letters used in the models: B batch, C channels, H height, W width, Z latent.
+Images are float tensors in [-1, 1], NCHW.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Density(StrEnum):
+    """How a model defines its density (Goodfellow, NIPS 2016 tutorial, figure 9)."""
+
+    TRACTABLE = "explicit, tractable"
+    APPROXIMATE = "explicit, approximate"
+    IMPLICIT = "implicit"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The facts about a data set that shape a network."""
+
+    channels: int
+    classes: int = 0
+
+
+class ModelConfig(BaseModel):
+    """Base of the models' configs: the defaults are the paper's, `presets` are named departures from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+
+    resolution: int
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The preset of that name with some of its values replaced."""
+        return cls.model_validate({**cls.presets[name], **overrides})
+
+
+@dataclass(frozen=True)
+class Input:
+    """Which column of the data set fills one name of the batch. Inputs of one domain are rows of one table and
+    stay aligned; those of different domains are drawn independently (CycleGAN's two sets)."""
+
+    column: str = "image"
+    domain: str | None = None
+    resolution: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training, measured in images shown."""
+
+    name: str
+    images: int
+    batch_images: int
+    inputs: Mapping[str, Input]
+    resolution: int
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss and the named terms to log, each a scalar tensor on the device."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015), the optimiser of all models so far."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class Workers(Protocol):
+    """The data-parallel group as a model sees it; alone, `sum` and `gather` are the identity."""
+
+    rank: int
+    size: int
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Element-wise sum over the workers."""
+        ...
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The workers' tensors concatenated along the first dimension, in rank order."""
+        ...
+
+
+class Context(Protocol):
+    """What a loss may know besides its batch. Random draws depend only on the seed, the step, the update, the
+    order of the calls and the row in the *global* batch: not on the number of workers or micro-batches."""
+
+    images_in_stage: int
+    step: int
+    workers: Workers
+    shared: dict[str, Any]  # from one update of a step to the next, one dict for each micro-batch
+
+    def randn(self, rows: int, *shape: int) -> Tensor:
+        """Standard normal, (rows, *shape), on the device."""
+        ...
+
+    def rand(self, rows: int, *shape: int) -> Tensor:
+        """Uniform on [0, 1), (rows, *shape), on the device."""
+        ...
+
+    def randint(self, high: int, rows: int, *shape: int) -> Tensor:
+        """Uniform integers below `high`, int64, (rows, *shape), on the device."""
+        ...
+
+    def same_rand(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), the same on every worker: for decisions about what the workers share."""
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser step on one named group of parameters by one loss.
+
+    The engine differentiates the loss with respect to `parameters` alone, so nothing that only another
+    group needs is computed; a loss detaches only where the algorithm says so.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Callable[[Batch, Context], LossTerms]
+    optimizer: Adam
+    interval_steps: int = 1
+    schedule: Callable[[int], float] = field(default=lambda images_in_stage: 1.0)
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Exponential moving average of some submodules' weights, for sampling and for the registry.
+
+    `half_life_images` after a ramp-up in which it is `ramp_up` times the images shown so far.
+    """
+
+    modules: tuple[str, ...]
+    half_life_images: float
+    ramp_up: float = 0.05
+
+
+class GenerativeModel(nn.Module):
+    """Base of all models. A subclass writes its networks and losses, and nothing else."""
+
+    Config: ClassVar[type[ModelConfig]]
+    density: ClassVar[Density]
+    title: ClassVar[str]
+    ema: Ema | None = None
+
+    def stages(self) -> list[Stage]:
+        """The stages in order."""
+        raise NotImplementedError
+
+    def updates(self, stage: Stage) -> list[Update]:
+        """The updates of one step, in order."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by name, for parameter counts."""
+        return dict(self.named_children())
+
+    def at(self, stage: Stage, images_in_stage: int) -> None:
+        """Told before every step and after every restore where training is; a growing model grows here."""
+
+    def preprocess(self, batch: Batch, context: Context) -> Batch:
+        """From the shards' bytes on the device to what the losses take; uint8 images become [-1, 1]."""
+        return {name: scaled(value) if value.dtype == torch.uint8 else value for name, value in batch.items()}
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Draws images, (n, C, H, W) in [-1, 1]. `labels` (n,) int64 where the model is conditional."""
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """Carries images, (n, C, H, W) in [-1, 1], to the domain `target`, one of `domains`."""
+
+    domains: tuple[str, ...]
+
+    def translate(self, images: Tensor, target: str) -> Tensor: ...

@@ -1,0 +1,189 @@
+"""What a run is: the spec that goes into every step and the reports that come out. Pydantic, JSON, no torch.
+
+`RunSpec` is complete once `prepare` has told it the digest of its data set; from then on `run_key`
+names the run, its folder in the object store, its Ray jobs and its MLflow run.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genmodels.errors import SpecError
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in its canonical form: sorted keys, no spaces."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """Base of everything that travels between processes: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainingSpec(Record):
+    """How the engine runs a model; the model's own numbers (networks, losses, budget) are in its config."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast dtype of the losses; penalties stay fp32")
+    channels_last: bool = Field(False, description="memory layout of images and convolution weights")
+    accumulation: int = Field(1, ge=1, description="micro-batches per update; the batch is unchanged")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of an update's gradient")
+    max_rollbacks: int = Field(3, ge=0, description="returns to the last good checkpoint before a non-finite loss fails")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints; stage ends always write one")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    log_seconds: float = Field(2.0, gt=0, description="time between progress reports")
+    sample_images: int = Field(0, ge=0, description="images shown between sample grids; 0 makes 20 grids a run")
+
+    def numerics(self) -> dict[str, Any]:
+        """The fields that change the weights, and so belong to the run's key."""
+        return self.model_dump(include={"precision", "channels_last", "accumulation", "gradient_clip", "max_rollbacks"})
+
+
+class RunSpec(Record):
+    """One run: which model learns what from which data. `genmodels.steps.resolve` makes it from what a person typed."""
+
+    model: str
+    dataset: str = Field(description="catalogue name, folder:PATH or s3://bucket/prefix")
+    preset: str = "demo"
+    config: dict[str, Any] = Field(description="the model's whole config, presets and overrides applied")
+    training: TrainingSpec = TrainingSpec()
+    seed: int = Field(0, ge=0, lt=2**31)
+    workers: int = Field(1, ge=1, description="data-parallel workers; the result does not depend on it beyond rounding")
+    code_version: str = Field(description="digest of the sources that make the weights")
+    dataset_digest: str | None = Field(None, description="set once the data are prepared")
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set's name as it may stand in a key, a tag or a registered model's name."""
+        return "".join(c if c.isalnum() or c in "_-" else "_" for c in self.dataset.lower()).strip("_")
+
+    @property
+    def run_key(self) -> str:
+        """Digest of all that decides the weights; raises SpecError before the data are prepared."""
+        if self.dataset_digest is None:
+            raise SpecError(f"The run of {self.model} on {self.dataset} has no key yet: run `prepare` first.")
+        return digest(
+            {
+                "model": self.model,
+                "config": self.config,
+                "dataset_digest": self.dataset_digest,
+                "seed": self.seed,
+                "code_version": self.code_version,
+                "training": self.training.numerics(),
+            }
+        )
+
+    def with_dataset(self, dataset_digest: str) -> Self:
+        """The same spec, bound to prepared data."""
+        return self.model_copy(update={"dataset_digest": dataset_digest})
+
+
+class PrepareReport(Record):
+    """What `prepare` leaves behind: a data set that is named by its content."""
+
+    dataset: str
+    dataset_digest: str
+    manifest_uri: str
+    rows: dict[str, int] = Field(description="examples per table, e.g. train, test, train_a")
+    set_aside: dict[str, int] = Field(description="inputs left out, counted by reason")
+    images_per_second: float
+    seconds: float
+
+
+class TrainReport(Record):
+    """What `train` leaves behind."""
+
+    run_key: str
+    weights_uri: str = Field(description="safetensors of the trained model, averaged weights where it keeps an average")
+    weights_digest: str
+    images_shown: int
+    updates: dict[str, int] = Field(description="optimiser steps taken, by update")
+    losses: dict[str, float] = Field(description="last logged mean of each term, update/term")
+    images_per_second: float
+    seconds: float = Field(description="time spent training, over all attempts")
+    startup_seconds: float = Field(description="from the step's start to its first optimiser step")
+    restarts: int
+    rollbacks: int
+    mlflow_run_id: str | None = None
+
+
+class Metric(Record):
+    """One number with what is needed to read it."""
+
+    name: str = Field(description="the protocol is in the name: sliced_wasserstein_16, fid_classifier")
+    value: float
+    low: float = Field(description="lower end of the bootstrap interval")
+    high: float
+    floor: float | None = Field(None, description="the same measure of real against held-out real images")
+    untrained: float | None = Field(None, description="the same measure of the untrained model")
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def gap_closed(self) -> float | None:
+        """(untrained - model) / (untrained - floor): 0 is the untrained model, 1 is real data."""
+        if self.floor is None or self.untrained is None or self.untrained == self.floor:
+            return None
+        return (self.untrained - self.value) / (self.untrained - self.floor)
+
+
+class EvaluationReport(Record):
+    """What `evaluate` leaves behind."""
+
+    run_key: str
+    primary: str = Field(description="name of the metric that decides a promotion")
+    metrics: list[Metric]
+    protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
+    pictures: dict[str, str] = Field(description="address of each picture, by name")
+    seconds: float
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name; KeyError if it was not measured."""
+        return {metric.name: metric for metric in self.metrics}[name]
+
+
+class RegisterReport(Record):
+    """What `register` leaves behind."""
+
+    run_key: str
+    name: str
+    version: int
+    model_uri: str
+    mlflow_run_id: str
+    seconds: float
+
+
+class Promotion(Record):
+    """The decision on a challenger, with its numbers."""
+
+    name: str
+    version: int
+    promoted: bool
+    reason: str
+    metric: str
+    challenger: float
+    champion: float | None = None
+    champion_version: int | None = None
+
+
+class Progress(Record):
+    """Where a running step is; the last one is kept beside its report for whoever follows it."""
+
+    step: Literal["prepare", "train", "evaluate", "register"]
+    stage: str = ""
+    done: int = Field(description="of `total`, in `unit`")
+    total: int
+    unit: str = "images"
+    per_second: float = 0.0
+    values: dict[str, float] = Field(default_factory=dict, description="losses and the like, by name")
+    message: str = ""
+    time: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Time to the end at the present rate; None before there is a rate."""
+        return (self.total - self.done) / self.per_second if self.per_second > 0 else None

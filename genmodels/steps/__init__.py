@@ -1,0 +1,1 @@
+"""The four steps of a run: spec in, report out."""

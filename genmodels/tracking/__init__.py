@@ -1,0 +1,1 @@
+"""MLflow: runs, model packaging, registry, promotion."""

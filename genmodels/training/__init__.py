@@ -1,0 +1,1 @@
+"""The engine: stages, updates, averages, checkpoints, workers."""
