@@ -1,0 +1,101 @@
+"""What a step leaves for others to read: its report, its progress and, if it failed, why.
+
+All lie in the object store, so that whoever follows a step needs no connection to the process that runs it.
+"""
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from genmodels.errors import GenmodelsError
+from genmodels.spec import Progress, Record, RunSpec, digest
+from genmodels.storage.objects import store
+
+R = TypeVar("R", bound=Record)
+log = logging.getLogger(__name__)
+WRITE_SECONDS = 1.0
+
+
+class Failure(Record):
+    """Why a step ended without a report."""
+
+    message: str
+    exit_code: int
+    transient: bool
+
+
+def folder(step: str, spec: RunSpec) -> str:
+    """Where a step's report, progress and failure lie."""
+    if step == "prepare":
+        return f"prepared/{digest([spec.dataset, spec.config['resolution']])}"
+    return f"runs/{spec.run_key}"
+
+
+def report_key(step: str, spec: RunSpec) -> str:
+    """Key of a step's report."""
+    return f"{folder(step, spec)}/{step}.json"
+
+
+def progress_key(step: str, spec: RunSpec) -> str:
+    """Key of a step's last progress."""
+    return f"{folder(step, spec)}/{step}.progress.json"
+
+
+def load_report(step: str, spec: RunSpec, kind: type[R]) -> R | None:
+    """The report of a step that is done; None if it is not."""
+    return store().get_record(report_key(step, spec), kind)
+
+
+def save_report(step: str, spec: RunSpec, report: Record) -> None:
+    """Says that a step is done."""
+    store().put_record(report_key(step, spec), report)
+
+
+def read_progress(step: str, spec: RunSpec) -> Progress | None:
+    """The last progress of a step, if it ever reported one."""
+    return store().get_record(progress_key(step, spec), Progress)
+
+
+def save_failure(step: str, spec: RunSpec, error: GenmodelsError) -> None:
+    """Leaves a step's error for whoever follows it."""
+    failure = Failure(message=str(error), exit_code=error.exit_code, transient=error.transient)
+    store().put_record(f"{folder(step, spec)}/{step}.error.json", failure)
+
+
+def read_failure(step: str, spec: RunSpec) -> Failure | None:
+    """The error a step left, if it left one."""
+    return store().get_record(f"{folder(step, spec)}/{step}.error.json", Failure)
+
+
+class ProgressWriter:
+    """Writes a step's progress at most once a second, in the background, and never fails or waits.
+
+    Args:
+        key: from `progress_key`.
+    """
+
+    def __init__(self, key: str):
+        self._key = key
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._writing: Future[None] | None = None
+        self._written = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._written < WRITE_SECONDS or (self._writing and not self._writing.done()):
+            return
+        self._written = now
+        self._writing = self._writer.submit(self._write, progress)
+
+    def close(self, progress: Progress | None = None) -> None:
+        """Ends with a last progress, whatever was written a moment ago."""
+        self._writer.shutdown(wait=True)
+        if progress is not None:
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        try:
+            store().put_record(self._key, progress)
+        except GenmodelsError as error:
+            log.warning("Progress was not written: %s", error)

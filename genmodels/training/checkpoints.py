@@ -1,0 +1,113 @@
+"""Checkpoints of one run in the object store: whole or absent, the newest few kept, and the best.
+
+A snapshot is copied to host memory at once, since training goes on changing the tensors; serialising and uploading
+happen in the background. A store that is away for a while delays checkpoints, not training.
+"""
+
+import logging
+import math
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genmodels.errors import DataError, GenmodelsError
+from genmodels.spec import Record
+from genmodels.storage.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+class Best(Record):
+    """Which checkpoint scored best; lower is better."""
+
+    key: str
+    score: float
+
+
+class Checkpoints:
+    """Writes and finds the checkpoints under a prefix.
+
+    Args:
+        store: where they lie.
+        prefix: of the run, e.g. `runs/<run_key>`.
+        keep: how many of the newest to keep, besides the best.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str, keep: int):
+        self._store, self._keep = store, keep
+        self._folder = f"{prefix}/checkpoints/"
+        self._best_key = f"{prefix}/best.json"
+        self._uploading: threading.Thread | None = None
+        self._failure: GenmodelsError | None = None
+
+    def save(self, state: dict[str, Any], images: int, score: float | None = None) -> bool:
+        """Copies the state and uploads it behind the caller's back; False if an upload is still under way."""
+        if self._uploading and self._uploading.is_alive():
+            return False
+        snapshot = _map_tensors(state, lambda tensor: tensor.detach().to("cpu", copy=True))
+        self._uploading = threading.Thread(target=self._upload, args=(snapshot, images, score), name="checkpoint")
+        self._uploading.start()
+        return True
+
+    def wait(self) -> None:
+        """Waits for the upload under way; raises what stopped the last one."""
+        if self._uploading:
+            self._uploading.join()
+        if self._failure:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, on the host; None if there is none. A damaged one is passed over."""
+        for key in reversed(self._keys()):
+            try:
+                return self._load(key)
+            except DataError as error:
+                log.warning("Passing over a checkpoint: %s", error)
+        return None
+
+    def _load(self, key: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint.pt"
+            self._store.download(key, path)
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise DataError(f"The checkpoint {key} cannot be read ({error}); an earlier one is used.") from error
+
+    def _upload(self, snapshot: dict[str, Any], images: int, score: float | None) -> None:
+        key = f"{self._folder}{images:012d}.pt"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "checkpoint.pt"
+                torch.save(snapshot, path)
+                self._store.upload(path, key)
+            best = self._store.get_record(self._best_key, Best)
+            if score is not None and math.isfinite(score) and (best is None or score < best.score):
+                best = Best(key=key, score=score)
+                self._store.put_record(self._best_key, best)
+            kept = {*self._keys()[-self._keep :], *([best.key] if best else [])}
+            self._store.delete([old for old in self._keys() if old not in kept])
+            self._failure = None
+        except OSError as error:
+            self._failure = DataError(f"The checkpoint {key} could not be written ({error}); free some disk space.")
+        except GenmodelsError as error:
+            log.warning("The checkpoint after %s images was not stored: %s", f"{images:,}", error)
+            self._failure = error
+
+    def _keys(self) -> list[str]:
+        return sorted(info.key for info in self._store.list(self._folder))
+
+
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, change) for item in value)
+    return value

@@ -1,0 +1,290 @@
+"""The engine: any model's stages and updates, one step at a time.
+
+A step shows one global batch. Each due update differentiates its loss with respect to its own parameters alone,
+averages the gradient over the workers, and steps its optimiser. Everything a step depends on is the state below
+and the run's seed, so a restored engine continues bit for bit (on the CPU, with the same number of workers).
+
+What bounds a step is the networks' arithmetic; the rest is kept to a few fused passes over the parameters and
+waits for nothing: losses stay on the device until `losses()` asks for them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from genmodels.errors import SpecError
+from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Update
+from genmodels.spec import TrainingSpec
+from genmodels.training.average import WeightAverage
+from genmodels.training.gradients import GradientAverager
+from genmodels.training.randomness import Draws, seed_of
+from genmodels.training.workers import Workers
+
+MAX_TERMS = 16
+PREPROCESSING = -1
+
+
+class Batches(Protocol):
+    """Where a stage's batches come from: the loader, or memory."""
+
+    def batch(self, position: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training is."""
+
+    stage: int = 0
+    images_in_stage: int = 0
+    images: int = 0
+    step: int = 0
+    rollbacks: int = 0
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss became NaN or infinite; the update it belongs to was not applied."""
+
+    def __init__(self, stage: str, update: str, terms: list[str], images: int):
+        self.stage, self.update, self.terms, self.images = stage, update, terms, images
+        named = " and ".join(repr(term) for term in terms)
+        super().__init__(f"The {update} update's {named} is not finite in stage {stage} after {images:,} images")
+
+
+class _Trained:
+    """An update with what the engine keeps for it during a stage."""
+
+    def __init__(self, update: Update, workers: int):
+        self.update = update
+        adam = update.optimizer
+        self.optimizer = torch.optim.Adam(
+            update.parameters, adam.learning_rate, adam.betas, adam.eps, adam.weight_decay, fused=True
+        )
+        self.gradients = GradientAverager(update.parameters, workers, scalars=1 + MAX_TERMS)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+
+class Engine:
+    """Trains a model.
+
+    Args:
+        model: on its device already; the same weights on every worker (the first worker's are broadcast).
+        batches: makes the source of a stage's batches.
+        training: precision, memory layout, accumulation, clipping.
+        seed: of all noise.
+        workers: the data-parallel group.
+
+    Raises:
+        SpecError: if a stage's batch does not divide over workers and micro-batches.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        batches: Callable[[Stage], Batches],
+        *,
+        training: TrainingSpec | None = None,
+        seed: int = 0,
+        workers: Workers | None = None,
+    ):
+        self.training = training or TrainingSpec()
+        self.workers = workers or Workers()
+        self.seed = seed
+        self.device = next(model.parameters()).device
+        self.model = model.train()
+        if self.training.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.workers.broadcast([*model.parameters(), *model.buffers()])
+        self.stages = model.stages()
+        for stage in self.stages:
+            self._check_batch(stage)
+        self.average = WeightAverage(model, model.ema) if model.ema else None
+        self.update_counts: dict[str, int] = {}
+        self._batches_of = batches
+        self._begin_stage(Position())
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage; the last one when training is finished."""
+        return self.stages[min(self.position.stage, len(self.stages) - 1)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.position.stage == len(self.stages)
+
+    @property
+    def total_images(self) -> int:
+        """Images that all stages together show, whole batches counted."""
+        return sum(-(-stage.images // stage.batch_images) * stage.batch_images for stage in self.stages)
+
+    def step(self) -> None:
+        """Shows one global batch and makes every due update; moves on to the next stage at the end of one.
+
+        Raises:
+            NonFiniteLoss: on every worker alike; the offending update was not applied.
+        """
+        position, stage = self.position, self.stage
+        self.model.at(stage, position.images_in_stage)
+        whole = self._batches.batch(position.images)
+        micros = self.training.accumulation
+        parts = [self._preprocess(whole, micro, micros) for micro in range(micros)]
+        for index, trained in enumerate(self._trained):
+            if position.step % trained.update.interval_steps == 0:
+                self._update(index, trained, parts)
+        if self.average:
+            self.average.update(stage.batch_images, position.images + stage.batch_images)
+        self._advance(stage)
+
+    def losses(self) -> dict[str, float]:
+        """Mean of every loss term since the last call, over steps and workers, as update/term; waits for the device.
+
+        Raises:
+            NonFiniteLoss: if one of them was not finite.
+        """
+        self._check_finite()
+        means = {}
+        for trained in self._trained:
+            for name, total in trained.sums.items():
+                means[f"{trained.update.name}/{name}"] = float(total) / trained.counts[name]
+            trained.sums, trained.counts = {}, {}
+        return means
+
+    @contextmanager
+    def evaluating(self) -> Iterator[GenerativeModel]:
+        """The model in evaluation mode, with averaged weights where it keeps an average."""
+        self.model.eval()
+        try:
+            if self.average:
+                with self.average.in_place():
+                    yield self.model
+            else:
+                yield self.model
+        finally:
+            self.model.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a continuation needs; tensors are the live ones. Waits for the device.
+
+        Raises:
+            NonFiniteLoss: if a loss since the last look was not finite; such a state is never worth keeping.
+        """
+        self._check_finite()
+        return {
+            "position": asdict(self.position),
+            "update_counts": dict(self.update_counts),
+            "model": self.model.state_dict(),
+            "average": self.average.average if self.average else {},
+            "optimizers": {t.update.name: t.optimizer.state_dict() for t in self._trained},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state of the same run."""
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load(state["average"])
+        self.update_counts = dict(state["update_counts"])
+        self._begin_stage(Position(**state["position"]))
+        for trained in self._trained:
+            trained.optimizer.load_state_dict(state["optimizers"][trained.update.name])
+
+    def disturb(self, rollbacks: int) -> None:
+        """Changes all noise from here on: the same step must not meet the same non-finite loss again."""
+        self.position = replace(self.position, rollbacks=rollbacks)
+
+    def _check_batch(self, stage: Stage) -> None:
+        parts = self.workers.size * self.training.accumulation
+        if stage.batch_images % parts:
+            raise SpecError(
+                f"The batch of {stage.batch_images} images in stage {stage.name} does not divide over "
+                f"{self.workers.size} workers x {self.training.accumulation} micro-batches; take a multiple of {parts}."
+            )
+
+    def _begin_stage(self, position: Position) -> None:
+        self.position = position
+        self.model.at(self.stage, position.images_in_stage)
+        self._batches = self._batches_of(self.stage)
+        self._trained = [_Trained(update, self.workers.size) for update in self.model.updates(self.stage)]
+
+    def _advance(self, stage: Stage) -> None:
+        shown = stage.batch_images
+        position = replace(
+            self.position,
+            images_in_stage=self.position.images_in_stage + shown,
+            images=self.position.images + shown,
+            step=self.position.step + 1,
+        )
+        if position.images_in_stage < stage.images:
+            self.position = position
+        elif position.stage + 1 < len(self.stages):
+            self._check_finite()
+            self._begin_stage(replace(position, stage=position.stage + 1, images_in_stage=0))
+        else:
+            self.position = replace(position, stage=position.stage + 1)
+
+    def _preprocess(self, whole: Batch, micro: int, micros: int) -> tuple[Batch, Draws]:
+        position = self.position
+        draws = Draws(
+            # The undisturbed seed is the run's own, whatever the number of rollbacks before.
+            seed=seed_of(self.seed, position.rollbacks),
+            step=position.step,
+            images_in_stage=position.images_in_stage,
+            workers=self.workers,
+            device=self.device,
+            micro=micro,
+            micros=micros,
+        )
+        part = {name: value.chunk(micros)[micro] for name, value in whole.items()} if micros > 1 else whole
+        with torch.no_grad():
+            part = self.model.preprocess(part, draws.begin(PREPROCESSING))
+        if self.training.channels_last:
+            part = {
+                name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+                for name, value in part.items()
+            }
+        return part, draws
+
+    def _update(self, index: int, trained: _Trained, parts: list[tuple[Batch, Draws]]) -> None:
+        update, gradients = trained.update, trained.gradients
+        gradients.zero()
+        sums: dict[str, Tensor] = {}
+        for micro, (batch, draws) in enumerate(parts):
+            terms = self._loss(update, batch, draws.begin(index))
+            share = 1.0 / len(parts)
+            for name, value in {"loss": terms.total, **terms.terms}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() * share
+            total = terms.total * share if len(parts) > 1 else terms.total
+            if micro + 1 < len(parts):
+                total.backward(inputs=update.parameters)
+            else:
+                with gradients.reducing(list(sums.values())):
+                    total.backward(inputs=update.parameters)
+        means = gradients.scalars[: len(sums)]
+        for name, value in zip(sums, means.clone().unbind(), strict=True):
+            trained.sums[name] = trained.sums[name] + value if name in trained.sums else value
+            trained.counts[name] = trained.counts.get(name, 0) + 1
+        if self.device.type == "cpu":  # Looking is free where the device is the host; elsewhere it waits for a read.
+            self._check_finite()
+        if self.training.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(update.parameters, self.training.gradient_clip)
+        rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)
+        for group in trained.optimizer.param_groups:
+            group["lr"] = rate
+        trained.optimizer.step()
+        self.update_counts[update.name] = self.update_counts.get(update.name, 0) + 1
+
+    def _loss(self, update: Update, batch: Batch, draws: Draws) -> LossTerms:
+        bf16 = self.training.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return update.loss(batch, draws)
+
+    def _check_finite(self) -> None:
+        for trained in self._trained:
+            if trained.sums and not torch.stack(list(trained.sums.values())).isfinite().all():
+                bad = [name for name, value in trained.sums.items() if not value.isfinite()]
+                named = [name for name in bad if name != "loss"] or bad
+                raise NonFiniteLoss(self.stage.name, trained.update.name, named, self.position.images)
