@@ -71,10 +71,6 @@ class Loader:
         self._next = following, self._reader.submit(self._read, following)
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
-
     def _read(self, position: int) -> Batch:
         rows: dict[str, np.ndarray] = {}
         batch: Batch = {}

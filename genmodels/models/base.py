@@ -75,6 +75,12 @@ class LossTerms:
     total: Tensor
     terms: Mapping[str, Tensor]
 
+    @classmethod
+    def weighted(cls, terms: Mapping[str, tuple[float, Tensor]]) -> Self:
+        """The sum of weight x term; what is logged is the term without its weight."""
+        total = sum((weight * term for weight, term in terms.values()), start=torch.zeros(()))
+        return cls(total=total, terms={name: term for name, (_, term) in terms.items()})
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -161,7 +167,13 @@ class GenerativeModel(nn.Module):
     Config: ClassVar[type[ModelConfig]]
     density: ClassVar[Density]
     title: ClassVar[str]
+    unpaired: ClassVar[bool] = False  # learns from two domains, `a` and `b`, instead of one set of images
     ema: Ema | None = None
+
+    def __init__(self, config: ModelConfig, data: DataInfo):
+        super().__init__()
+        self.config = config
+        self.data = data
 
     def stages(self) -> list[Stage]:
         """The stages in order."""
@@ -174,6 +186,11 @@ class GenerativeModel(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """The networks by name, for parameter counts."""
         return dict(self.named_children())
+
+    def least_flops(self, forward: Mapping[str, float]) -> float | None:
+        """FLOPs per image that a step's updates cannot do without, given each network's forward FLOPs per image;
+        None if the model does not say. `bench` prints it beside what was counted."""
+        return None
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         """Told before every step and after every restore where training is; a growing model grows here."""

@@ -5,6 +5,7 @@ Only the first worker reports, samples and saves; the others meet it again in th
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from genmodels.errors import DivergedError, GenmodelsError
@@ -30,11 +31,17 @@ class Observer(Protocol):
         ...
 
 
-def train(engine: Engine, checkpoints: Checkpoints | None = None, observer: Observer | None = None) -> float:
-    """Trains to the end, from the newest checkpoint if there is one.
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop knows of a finished training. `first_step_time` is in seconds since the epoch."""
 
-    Returns:
-        Seconds spent training, those of earlier attempts included.
+    seconds: float
+    restarts: int
+    first_step_time: float
+
+
+def train(engine: Engine, checkpoints: Checkpoints | None = None, observer: Observer | None = None) -> Outcome:
+    """Trains to the end, from the newest checkpoint if there is one.
 
     Raises:
         DivergedError: if a loss was not finite more than `max_rollbacks` times.
@@ -49,7 +56,7 @@ def train(engine: Engine, checkpoints: Checkpoints | None = None, observer: Obse
         except NonFiniteLoss as error:
             loop.roll_back(error)
     loop.finish()
-    return loop.seconds
+    return Outcome(loop.seconds, loop.restarts, loop.first_step_time)
 
 
 class _Loop:
@@ -58,7 +65,8 @@ class _Loop:
         self.sample_every = engine.training.sample_images or max(engine.total_images // GRIDS_PER_RUN, 1)
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.logged = time.monotonic()
-        self.images_logged = 0
+        self.images_logged = self.restarts = 0
+        self.first_step_time = 0.0
 
     @property
     def seconds(self) -> float:
@@ -69,6 +77,7 @@ class _Loop:
         if state is not None:
             self.engine.load_state_dict(state["engine"])
             self.seconds_before, self.started = state["seconds"], time.monotonic()
+            self.restarts = state["restarts"] + 1
         elif self.checkpoints:
             self.save()
         self.images_logged = self.engine.position.images
@@ -76,6 +85,7 @@ class _Loop:
     def step(self) -> None:
         engine, before = self.engine, self.engine.position
         engine.step()
+        self.first_step_time = self.first_step_time or time.time()
         now = time.monotonic()
         if self.observer and now - self.logged >= engine.training.log_seconds:
             self.report(now)
@@ -93,7 +103,7 @@ class _Loop:
     def save(self) -> None:
         if self.checkpoints and self.engine.workers.rank == 0:
             score = self.observer.score(self.engine) if self.observer else None
-            state = {"engine": self.engine.state_dict(), "seconds": self.seconds}
+            state = {"engine": self.engine.state_dict(), "seconds": self.seconds, "restarts": self.restarts}
             if self.checkpoints.save(state, self.engine.position.images, score):
                 self.saved = time.monotonic()
 

@@ -1,0 +1,266 @@
+"""Train: from a spec and its prepared data to the weights, in this process or over the workers of a Ray cluster."""
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.utils import make_grid
+
+from genmodels.data.dataset import Dataset
+from genmodels.data.loader import Loader
+from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.errors import GenmodelsError
+from genmodels.evaluation.bootstrap import mean
+from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
+from genmodels.jobs import this_job
+from genmodels.models import build
+from genmodels.models.base import DataInfo, GenerativeModel, Samples, Stage, Translates, scaled
+from genmodels.settings import settings
+from genmodels.spec import Progress, RunSpec, TrainReport
+from genmodels.steps.reports import (
+    ProgressWriter,
+    clear_failure,
+    folder,
+    load_report,
+    progress_key,
+    read_failure,
+    save_failure,
+    save_report,
+)
+from genmodels.storage.objects import store
+from genmodels.tracking.runs import MetricsQueue, open_run
+from genmodels.training.checkpoints import Checkpoints
+from genmodels.training.engine import Engine
+from genmodels.training.loop import train as train_engine
+from genmodels.training.workers import Workers
+
+GRID_IMAGES = 64
+GRID_ROWS = 8
+GRID_PIXELS = 512
+SCORE_IMAGES = 256
+
+
+def train(spec: RunSpec, *, ray: bool = False) -> TrainReport:
+    """Trains the spec's model, or continues where an earlier attempt stopped; returns the report if it is done.
+
+    Args:
+        ray: over `spec.workers` processes of the Ray cluster that this job runs on, instead of in this process.
+    """
+    if report := load_report("train", spec, TrainReport):
+        return report
+    task = {
+        "name": f"train-{spec.run_key[:16]}",
+        "folder": folder("train", spec),
+        "spec": spec.model_dump_json(),
+        "started": time.time(),
+        "links": this_job(),
+    }
+    clear_failure("train", spec)
+    if ray:
+        from genmodels.training.on_ray import run_workers
+
+        run_workers(work, task, workers=spec.workers, settings=settings())
+        if failure := read_failure("train", spec):
+            raise failure.error()
+    else:
+        work(task)
+    report = load_report("train", spec, TrainReport)
+    assert report, "the first worker leaves a report before it returns"
+    return report
+
+
+def work(task: dict[str, Any]) -> None:
+    """One worker's part. An error that a restart cannot mend is left for the job to raise, once."""
+    spec = RunSpec.model_validate_json(task["spec"])
+    failure = read_failure("train", spec)
+    if failure and not failure.transient:
+        return
+    try:
+        _work(spec, task)
+    except GenmodelsError as error:
+        save_failure("train", spec, error)
+        raise
+
+
+def load_trained(spec: RunSpec) -> GenerativeModel:
+    """The trained model, in evaluation mode on the CPU; raises MissingObject before it is trained."""
+    model = untrained(spec)
+    model.load_state_dict(safetensors.torch.load(store().get(_weights_key(spec))))
+    return model.eval()
+
+
+def untrained(spec: RunSpec) -> GenerativeModel:
+    """The model as it is before training, in evaluation mode on the CPU."""
+    manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+    return build(spec.model, spec.config, _data_info(manifest), spec.seed).eval()
+
+
+def _work(spec: RunSpec, task: dict[str, Any]) -> None:
+    workers = Workers()
+    manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(spec.model, spec.config, _data_info(manifest), spec.seed).to(device)
+
+    def batches(stage: Stage) -> Loader:
+        place = {"rank": workers.rank, "size": workers.size}
+        return Loader(dataset, stage.inputs, stage.batch_images, seed=spec.seed, device=device, **place)
+
+    engine = Engine(model, batches, training=spec.training, seed=spec.seed, workers=workers)
+    checkpoints = Checkpoints(store(), task["folder"], spec.training.keep_checkpoints)
+    watch = Watch(spec, dataset, engine, task["links"]) if workers.rank == 0 else None
+    try:
+        outcome = train_engine(engine, checkpoints, watch)
+    except BaseException:
+        if watch:
+            watch.close("FAILED")
+        raise
+    if watch is None:
+        return
+    with engine.evaluating():
+        weights = safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()})
+    store().put(_weights_key(spec), weights)
+    watch.close("FINISHED")
+    report = TrainReport(
+        run_key=spec.run_key,
+        weights_uri=store().uri(_weights_key(spec)),
+        weights_digest=hashlib.sha256(weights).hexdigest(),
+        images_shown=engine.position.images,
+        updates=engine.update_counts,
+        losses=watch.losses,
+        images_per_second=engine.position.images / outcome.seconds,
+        seconds=outcome.seconds,
+        startup_seconds=outcome.first_step_time - task["started"],
+        restarts=outcome.restarts,
+        rollbacks=engine.position.rollbacks,
+        mlflow_run_id=watch.run_id,
+    )
+    save_report("train", spec, report)
+
+
+class Watch:
+    """What the first worker tells others: progress for whoever follows, metrics and grids for MLflow.
+
+    Nothing here makes training wait for a server: the run is opened and pictures are stored in the background.
+    """
+
+    def __init__(self, spec: RunSpec, dataset: Dataset, engine: Engine, links: Mapping[str, str]):
+        self.spec, self.losses = spec, dict[str, float]()
+        self._dataset = dataset
+        self._progress = ProgressWriter(progress_key("train", spec))
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="watch")
+        counts = {
+            f"parameters.{name}": sum(p.numel() for p in network.parameters())
+            for name, network in engine.model.networks().items()
+        }
+        self._queue = self._background.submit(self._open, links, counts)
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run's."""
+        return self._queue.result().run_id
+
+    def progress(self, engine: Engine, losses: Mapping[str, float], images_per_second: float) -> None:
+        """To the object store for the one who follows, and to MLflow."""
+        self.losses.update(losses)
+        self._latest = Progress(
+            step="train",
+            stage=engine.stage.name,
+            done=engine.position.images,
+            total=engine.total_images,
+            per_second=images_per_second,
+            values=self.losses,
+        )
+        self._progress(self._latest)
+        rates = {"train/images_per_second": images_per_second, "train/stage": float(engine.position.stage)}
+        values = {f"loss/{name}": value for name, value in losses.items()} | rates
+        images = engine.position.images
+        self._background.submit(lambda: self._queue.result().log(values, images))
+
+    def samples(self, engine: Engine) -> None:
+        """A grid from the same latents, or of the same held-out images, every time."""
+        with engine.evaluating() as model, torch.no_grad():
+            grid = _grid(model, self._held_out(engine))
+        images = engine.position.images
+        self._background.submit(self._store_grid, grid, images)
+
+    def score(self, engine: Engine) -> float | None:
+        """Sliced Wasserstein distance of a few images to held-out ones."""
+        generator = torch.Generator().manual_seed(0)
+        scores = []
+        with engine.evaluating() as model, torch.no_grad():
+            for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
+                distances = sliced_wasserstein(real[: len(made)].cpu(), made.cpu(), generator=generator)
+                scores.append(mean(list(distances.values())).value)
+        return sum(scores) / len(scores) if scores else None
+
+    def close(self, status: str) -> None:
+        """Delivers what is on its way."""
+        self._background.shutdown(wait=True)
+        self._progress.close(self._latest)
+        self._queue.result().close(status)
+
+    def _open(self, links: Mapping[str, str], counts: Mapping[str, int]) -> MetricsQueue:
+        return MetricsQueue(open_run(self.spec, tags=links, parameters=counts), settings().cache / "mlflow")
+
+    def _store_grid(self, grid: np.ndarray, images: int) -> None:
+        png = io.BytesIO()
+        Image.fromarray(grid).save(png, "PNG")
+        store().put(f"{folder('train', self.spec)}/samples/{images:012d}.png", png.getvalue(), content_type="image/png")
+        self._queue.result().image("samples", grid, images)
+
+    def _held_out(self, engine: Engine) -> dict[str, torch.Tensor]:
+        """Held-out images by domain, at the present resolution, in [-1, 1]; the only domain of an image set is ''."""
+        column = f"image@{engine.stage.resolution}"
+        tables = {d: self._dataset.table("test", d or None) for d in getattr(engine.model, "domains", ("",))}
+        rows = {domain: np.arange(min(SCORE_IMAGES, table.rows)) for domain, table in tables.items()}
+        images = {domain: torch.from_numpy(table.read(column, rows[domain])) for domain, table in tables.items()}
+        return {domain: scaled(value.to(engine.device)) for domain, value in images.items()}
+
+
+def _made(
+    model: GenerativeModel, held_out: Mapping[str, torch.Tensor], count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Held-out images, and what the model makes that should look like them."""
+    if isinstance(model, Samples):
+        real = held_out[""][:count]
+        generator = torch.Generator(real.device).manual_seed(0)
+        yield real, model.sample(len(real), generator=generator)
+    elif isinstance(model, Translates):
+        for source, target in permutations(model.domains, 2):
+            sources = held_out[source][: min(count, len(held_out[target]))]
+            yield held_out[target], model.translate(sources, target)
+
+
+def _grid(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Samples from fixed latents; or for each direction a row of held-out images above their translations."""
+    if isinstance(model, Samples):
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+        images = model.sample(GRID_IMAGES, generator=generator)
+    else:
+        assert isinstance(model, Translates)
+        rows = []
+        for source, target in permutations(model.domains, 2):
+            sources = held_out[source][:GRID_ROWS]
+            rows += [sources, model.translate(sources, target)]
+        images = torch.cat(rows)
+    zoom = max(1, GRID_PIXELS // (GRID_ROWS * images.shape[-1]))
+    images = F.interpolate(images.float(), scale_factor=zoom, mode="nearest")
+    grid = make_grid(images, nrow=GRID_ROWS, padding=2, normalize=True, value_range=(-1, 1), pad_value=1.0)
+    return grid.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _weights_key(spec: RunSpec) -> str:
+    return f"{folder('train', spec)}/weights.safetensors"
+
+
+def _data_info(manifest: Manifest) -> DataInfo:
+    return DataInfo(channels=manifest.channels, classes=manifest.classes)

@@ -1,0 +1,77 @@
+"""Data-parallel workers on Ray: the one place of the engine that knows Ray.
+
+Checkpoints do not go through `ray.train.report`, which is a barrier that is drained every two seconds; the engine
+keeps its own. Ray places the workers, forms the process group, and starts the group again when one is lost.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.fs
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from genmodels.errors import SpecError, UnavailableError
+from genmodels.settings import Settings
+
+GROUP_RESTARTS = 5
+COLLECTIVE_SECONDS = 120
+PLACEMENT_SECONDS = 600
+
+
+def run_workers(work: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, settings: Settings) -> None:
+    """Runs `work(config)` in `workers` processes of one torch process group, gloo on CPUs and NCCL on GPUs.
+
+    A worker that raises or dies takes the group down; it is started again, and `work` continues from its checkpoint.
+
+    Raises:
+        SpecError: if the cluster is smaller than what is asked for.
+        UnavailableError: if the group was lost more often than is reasonable.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config,
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=_scaling(workers),
+        run_config=RunConfig(
+            name=config["name"],
+            storage_path=f"{settings.bucket}/{config['folder']}/ray",
+            storage_filesystem=_filesystem(settings),
+            failure_config=FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnavailableError(f"The training workers were lost {GROUP_RESTARTS + 1} times: {reason}") from error
+
+
+def _scaling(workers: int) -> ScalingConfig:
+    """One GPU a worker where there are enough, else an equal share of the CPUs."""
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) >= workers:
+        return ScalingConfig(num_workers=workers, use_gpu=True)
+    cpus = int(resources.get("CPU", 0))
+    if cpus < workers:
+        raise SpecError(f"{workers} workers were asked for, but the Ray cluster has {cpus} CPUs; take at most {cpus}.")
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus // workers})
+
+
+def _filesystem(settings: Settings) -> pyarrow.fs.S3FileSystem:
+    endpoint = urlsplit(settings.s3_endpoint)
+    return pyarrow.fs.S3FileSystem(
+        access_key=settings.s3_access_key.get_secret_value() or None,
+        secret_key=settings.s3_secret_key.get_secret_value() or None,
+        region=settings.s3_region,
+        scheme=endpoint.scheme,
+        endpoint_override=endpoint.netloc,
+    )
