@@ -3,10 +3,8 @@
 Requests that fail for a passing reason are repeated inside; what reaches the caller is an error for people.
 """
 
-import errno
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import boto3
 from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -32,6 +30,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, SpecError, UnavailableError
 from genmodels.settings import Settings, settings
+from genmodels.storage.files import new_file
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -68,7 +67,7 @@ class ObjectStore:
     def __init__(self, settings: Settings):
         self.bucket = settings.bucket
         self.endpoint = settings.s3_endpoint
-        self.client: Any = boto3.session.Session().client(
+        self.client: Any = Session().client(
             "s3",
             endpoint_url=settings.s3_endpoint,
             region_name=settings.s3_region,
@@ -109,9 +108,8 @@ class ObjectStore:
         metadata = {"sha256": hashlib.sha256(data).hexdigest()}
         with self._errors_for_people(self.bucket, key):
             try:
-                for attempt in _repeated(if_=_is_conflict):
-                    with attempt:
-                        self.client.put_object(Bucket=self.bucket, Key=key, Body=data, Metadata=metadata, **extra)
+                put = _repeated(if_=_is_conflict)
+                put(self.client.put_object, Bucket=self.bucket, Key=key, Body=data, Metadata=metadata, **extra)
             except ClientError as error:
                 if if_absent and _code(error) in {"PreconditionFailed", "412"}:
                     return False
@@ -125,12 +123,12 @@ class ObjectStore:
             file.seek(0)
             self.client.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=TRANSFER)
 
-    def download(self, key: str, path: Path | str) -> None:
+    def download(self, key: str, path: Path | str, *, sha256: str | None = None) -> None:
         """Copy the object into a file, which appears under its name when it is whole; raises MissingObject,
-        DataError if the bytes are not those that were uploaded, AccessError if the disk is full."""
+        DataError if its SHA-256 is not `sha256`, by default that of what was uploaded, AccessError if the disk is full."""
         path = Path(path)
-        with self._errors_for_people(self.bucket, key), _new_file(path) as part:
-            expected = self._head(key)["Metadata"].get("sha256")
+        with self._errors_for_people(self.bucket, key), new_file(path) as part:
+            expected = sha256 or self._head(key)["Metadata"].get("sha256")
             self.client.download_file(self.bucket, key, str(part), Config=TRANSFER)
             if expected:
                 with open(part, "rb") as file:
@@ -183,13 +181,14 @@ class ObjectStore:
     def _get(self, bucket: str, key: str) -> bytes:
         with self._errors_for_people(bucket, key):
             # botocore repeats a request only until the first byte of the answer's body.
-            for attempt in _repeated(if_=_is_broken_stream):
-                with attempt:
-                    answer = self.client.get_object(Bucket=bucket, Key=key)
-                    data = answer["Body"].read()
-            if expected := answer["Metadata"].get("sha256"):
+            data, expected = _repeated(if_=_is_broken_stream)(self._get_once, bucket, key)
+            if expected:
                 _check(f"s3://{bucket}/{key}", hashlib.sha256(data).hexdigest(), expected)
             return data
+
+    def _get_once(self, bucket: str, key: str) -> tuple[bytes, str | None]:
+        answer = self.client.get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer["Metadata"].get("sha256")
 
     def _head(self, key: str) -> dict[str, Any]:
         return self.client.head_object(Bucket=self.bucket, Key=key)
@@ -207,8 +206,8 @@ class ObjectStore:
             yield
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise AccessError(
-                f"There are no credentials for the object store at {self.endpoint}; start the stack with `genmodels up` "
-                "or set GENMODELS_S3_ACCESS_KEY and GENMODELS_S3_SECRET_KEY."
+                f"There are no credentials for the object store at {self.endpoint}; start the stack with "
+                "`genmodels up` or set GENMODELS_S3_ACCESS_KEY and GENMODELS_S3_SECRET_KEY."
             ) from error
         except S3UploadFailedError as error:  # raised in the place of the ClientError that is its context
             cause = error.__context__
@@ -217,10 +216,6 @@ class ObjectStore:
             raise self._refusal(bucket, key, error) from error
         except (BotoCoreError, RetriesExceededError) as error:
             raise self._silence() from error
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise AccessError(f"The local disk is full ({error.filename or key}); free some space, then repeat.") from error
-            raise
 
     def _silence(self) -> UnavailableError:
         return UnavailableError(
@@ -232,7 +227,8 @@ class ObjectStore:
         code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket" or (code == "404" and not self._bucket_exists(bucket)):
             return AccessError(
-                f"There is no bucket {bucket!r} at {self.endpoint}; create it with `genmodels up` or set GENMODELS_BUCKET."
+                f"There is no bucket {bucket!r} at {self.endpoint}; create it with `genmodels up` or set "
+                "GENMODELS_BUCKET."
             )
         if code in {"NoSuchKey", "404"}:
             return MissingObject(f"There is no object s3://{bucket}/{key}.")
@@ -242,7 +238,9 @@ class ObjectStore:
                 "GENMODELS_S3_ACCESS_KEY and GENMODELS_S3_SECRET_KEY."
             )
         if code in FULL or status == 507:
-            return AccessError(f"The object store at {self.endpoint} is full ({code}); free some of its disk and repeat.")
+            return AccessError(
+                f"The object store at {self.endpoint} is full ({code}); free some of its disk and repeat."
+            )
         if status >= 500 or code in {"SlowDown", "RequestTimeout"}:
             return UnavailableError(
                 f"The object store at {self.endpoint} failed on s3://{bucket}/{key} ({code}); if it goes on, look into "
@@ -282,16 +280,3 @@ def _repeated(if_: Any) -> Retrying:
 def _check(name: str, found: str, expected: str) -> None:
     if found != expected:
         raise DataError(f"{name} is damaged: its SHA-256 is {found}, expected {expected}; remove it and repeat.")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""What a prepared data set is: named by its content, described by a manifest that is written last.
+
+datasets/<name>/<digest>/manifest.json
+datasets/<name>/<digest>/<table>/<column>-<shard>.npy
+"""
+
+import fcntl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from genmodels.data import dataset
+from genmodels.errors import DataError
+from genmodels.settings import settings
+from genmodels.spec import Record, digest
+from genmodels.storage.objects import store
+
+TRANSFERS = 4
+
+
+class Shard(Record):
+    """A run of rows of a column, one .npy file."""
+
+    file: str = Field(description="relative to the manifest")
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Column(Record):
+    """One named, typed thing that every row of a table has; images are uint8, (C, H, W)."""
+
+    dtype: str
+    shape: tuple[int, ...] = Field(description="of one row")
+    shards: list[Shard]
+
+
+class Table(Record):
+    """Rows of one split, and of one domain where the set is unpaired."""
+
+    rows: int
+    columns: dict[str, Column] = Field(description="image@R for every level R of the pyramid, label")
+
+
+class Manifest(Record):
+    """A prepared data set. `digest` covers what is learnt from: tables, resolution, channels, classes."""
+
+    name: str
+    digest: str
+    resolution: int
+    channels: int
+    classes: int = Field(description="of the label column; 0 if there is none")
+    class_names: list[str]
+    licence: str
+    tables: dict[str, Table] = Field(description="train and test, or train_a, train_b, test_a and test_b")
+    set_aside: dict[str, int] = Field(description="inputs left out, counted by reason")
+
+    @property
+    def key(self) -> str:
+        """Where the manifest lies in the object store."""
+        return f"{dataset_key(self.name, self.digest)}/manifest.json"
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows by table."""
+        return {name: table.rows for name, table in self.tables.items()}
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards of all tables."""
+        for table in self.tables.values():
+            for column in table.columns.values():
+                yield from column.shards
+
+
+def dataset_key(name: str, dataset_digest: str) -> str:
+    """Where a data set's objects lie in the object store."""
+    return f"datasets/{name}/{dataset_digest}"
+
+
+def content_digest(resolution: int, channels: int, class_names: list[str], tables: dict[str, Table]) -> str:
+    """The digest of a data set: equal for equal content, whatever its name and wherever it was prepared."""
+    content = {name: table.model_dump(mode="json") for name, table in tables.items()}
+    return digest({"resolution": resolution, "channels": channels, "class_names": class_names, "tables": content})
+
+
+def cache_folder(dataset_digest: str) -> Path:
+    """Where this node keeps its copy of a data set's shards."""
+    return settings().cache / "datasets" / dataset_digest
+
+
+def publish(manifest: Manifest, folder: Path) -> None:
+    """Uploads the shards that lie in `folder` and then the manifest; what is already there is left alone.
+
+    The same content has the same keys, so two who publish it at the same time write the same objects.
+    """
+    prefix = dataset_key(manifest.name, manifest.digest)
+    present = {entry.key: entry.size for entry in store().list(f"{prefix}/")}
+    missing = [shard for shard in manifest.shards() if present.get(f"{prefix}/{shard.file}") != shard.bytes]
+    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="upload") as uploads:
+        list(uploads.map(lambda shard: store().upload(folder / shard.file, f"{prefix}/{shard.file}"), missing))
+    store().put_record(manifest.key, manifest, if_absent=True)
+
+
+def whats_missing(name: str, dataset_digest: str) -> str | None:
+    """Why a data set cannot be used, in words; None if the manifest and all its shards are there."""
+    prefix = dataset_key(name, dataset_digest)
+    manifest = store().get_record(f"{prefix}/manifest.json", Manifest)
+    if manifest is None:
+        return f"{store().uri(prefix)}/manifest.json is gone"
+    present = {entry.key: entry.size for entry in store().list(f"{prefix}/")}
+    missing = [s.file for s in manifest.shards() if present.get(f"{prefix}/{s.file}") != s.bytes]
+    return f"{store().uri(prefix)}/{missing[0]} is gone or of another size" if missing else None
+
+
+def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Dataset]:
+    """A prepared data set, memory-mapped from this node's copy, which is made on the first call and then shared.
+
+    Raises:
+        DataError: if there is no such data set, or a shard is not what the manifest says.
+    """
+    prefix = dataset_key(name, dataset_digest)
+    manifest = store().get_record(f"{prefix}/manifest.json", Manifest)
+    if manifest is None:
+        raise DataError(f"There is no data set {store().uri(prefix)}; run `genmodels prepare` first.")
+    folder = cache_folder(dataset_digest)
+    with _only_one(folder), ThreadPoolExecutor(TRANSFERS, thread_name_prefix="download") as downloads:
+        list(downloads.map(lambda shard: _fetch(prefix, shard, folder), manifest.shards()))
+    return manifest, dataset.Dataset({name: _mapped(table, folder) for name, table in manifest.tables.items()})
+
+
+def _fetch(prefix: str, shard: Shard, folder: Path) -> None:
+    path = folder / shard.file
+    if not path.is_file() or path.stat().st_size != shard.bytes:
+        store().download(f"{prefix}/{shard.file}", path, sha256=shard.sha256)
+
+
+def _mapped(table: Table, folder: Path) -> dataset.Table:
+    columns = {}
+    for name, column in table.columns.items():
+        shards = [np.load(folder / shard.file, mmap_mode="r", allow_pickle=False) for shard in column.shards]
+        for array, shard in zip(shards, column.shards, strict=True):
+            if array.shape != (shard.rows, *column.shape) or array.dtype != np.dtype(column.dtype):
+                raise DataError(f"{folder / shard.file} is not what its manifest says; remove it and repeat.")
+        columns[name] = shards
+    return dataset.Table(columns)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Holds a node-wide lock, so that the workers of one node download once; it ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
