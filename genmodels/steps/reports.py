@@ -68,6 +68,11 @@ def read_failure(step: str, spec: RunSpec) -> Failure | None:
     return store().get_record(f"{folder(step, spec)}/{step}.error.json", Failure)
 
 
+def clear_failure(step: str, spec: RunSpec) -> None:
+    """Forgets the error of an earlier attempt."""
+    store().delete([f"{folder(step, spec)}/{step}.error.json"])
+
+
 class ProgressWriter:
     """Writes a step's progress at most once a second, in the background, and never fails or waits.
 

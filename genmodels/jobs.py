@@ -1,0 +1,276 @@
+"""Steps as Ray jobs: submit one, find it again, follow it, stop it.
+
+Through the job server's REST API rather than Ray's own client, which sets no time limit on a request and
+imports all of Ray into whoever only watches.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+import requests
+from pydantic import BaseModel
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
+from genmodels.settings import settings
+from genmodels.spec import Progress, RunSpec
+from genmodels.steps.reports import clear_failure, folder, read_failure, read_progress, report_key
+from genmodels.storage.objects import store
+
+RUNNING = {"PENDING", "RUNNING"}
+BY_EXIT_CODE = {kind.exit_code: kind for kind in (SpecError, DataError, DivergedError, UnavailableError, AccessError)}
+CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+RAY_PREFIX = re.compile(r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
+RAY_NOISE = re.compile(
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(?:INFO|DEBUG) \w+\.py:\d+ -- "  # Ray's own account of itself
+    r"|^Running entrypoint for job "
+    r"|^\[[\w: ,.\-]*(?:pid|core_worker|raylet)"
+)
+
+
+class JobInfo(BaseModel):
+    """What the job server says of a job."""
+
+    status: str
+    message: str | None = None
+    error_type: str | None = None
+    driver_exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is new about a job: its last progress, if it has one, and the log lines since the update before."""
+
+    progress: Progress | None
+    lines: list[str]
+
+
+class RayJobs:
+    """The job server of a Ray cluster. Not safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.url = settings().ray_address.rstrip("/")
+        self.session = requests.Session()
+        if path := settings().ray_token_path:
+            self.session.headers["Authorization"] = f"Bearer {path.read_text().strip()}"
+
+    def info(self, job_id: str) -> JobInfo | None:
+        """How a job stands; None if the cluster has none of that id."""
+        answer = self._send("GET", job_id)
+        return None if answer.status_code == 404 else JobInfo.model_validate(answer.json())
+
+    def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+        """Start a job, unless there is one of that id: of two submitters at once one starts it, both have it."""
+        message = {"submission_id": job_id, "entrypoint": entrypoint, "metadata": dict(metadata)}
+        try:
+            self._send("POST", "", json=message)
+        except GenmodelsError:
+            if self.info(job_id) is None:  # else it exists, be it by another submitter or because an answer was lost
+                raise
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end; one that has ended, or never was, is no error."""
+        self._send("POST", f"{job_id}/stop")
+
+    def log(self, job_id: str) -> str:
+        """All that the job has printed; empty if the cluster does not know it."""
+        answer = self._send("GET", f"{job_id}/logs")
+        return "" if answer.status_code == 404 else answer.json()["logs"]
+
+    def tail(self, job_id: str) -> ClientConnection:
+        """A connection on which the job's log arrives, from its first line on."""
+        return connect(
+            f"{self.url.replace('http', 'ws', 1)}/api/jobs/{job_id}/logs/tail",
+            additional_headers={"Authorization": str(self.session.headers.get("Authorization", ""))},
+            compression=None,  # Ray's dashboard passes the offer on to its agent, then drops what comes back
+            open_timeout=5,
+            close_timeout=1,
+        )
+
+    def _send(self, method: str, path: str, **arguments: object) -> requests.Response:
+        try:
+            answer = self.session.request(method, f"{self.url}/api/jobs/{path}", timeout=(5, 30), **arguments)  # pyright: ignore[reportArgumentType]
+        except requests.RequestException as error:
+            raise UnavailableError(
+                f"The Ray cluster at {self.url} does not answer; start it with `genmodels up` "
+                "or set GENMODELS_RAY_ADDRESS."
+            ) from error
+        if answer.status_code in {401, 403}:
+            raise AccessError(f"The Ray cluster at {self.url} refused the token; check GENMODELS_RAY_TOKEN_PATH.")
+        if answer.status_code >= 500:
+            raise UnavailableError(f"The Ray cluster at {self.url} failed on a job: {_last_line(answer.text)}")
+        if not answer.ok and answer.status_code != 404:
+            raise GenmodelsError(f"The Ray cluster at {self.url} refused a job: {_last_line(answer.text)}")
+        return answer
+
+
+class Job:
+    """One attempt at a step of a spec. Its id follows from these, so that whoever comes later finds it."""
+
+    def __init__(self, step: str, spec: RunSpec, attempt: int, cluster: RayJobs):
+        self.step, self.spec, self.cluster = step, spec, cluster
+        subject = spec.dataset_name if step == "prepare" else f"{spec.model}-{spec.dataset_name}"
+        key = folder(step, spec).rpartition("/")[2]
+        self.id = f"{step}-{subject[:60]}-{key[:12]}-{attempt}"
+
+    @property
+    def url(self) -> str:
+        """The job's page in Ray's dashboard."""
+        return f"{self.cluster.url}/#/jobs/{self.id}"
+
+    def info(self) -> JobInfo | None:
+        """How the job stands; None if the cluster does not know it."""
+        return self.cluster.info(self.id)
+
+    def submit(self, links: Mapping[str, str]) -> None:
+        """Start the job, unless somebody else just did."""
+        spec_key = f"{folder(self.step, self.spec)}/spec.json"
+        store().put_record(spec_key, self.spec)
+        clear_failure(self.step, self.spec)
+        identity = {"step": self.step, "model": self.spec.model, "dataset": self.spec.dataset}
+        if self.step != "prepare":
+            identity["run_key"] = self.spec.run_key
+        self.cluster.submit(
+            self.id,
+            entrypoint=f"python -m genmodels {self.step} {store().uri(spec_key)} --ray",
+            metadata={**identity, **links, "ray_job": self.url},
+        )
+
+    def follow(self, *, interval_seconds: float = 0.5, patience_seconds: float = 300.0) -> Iterator[Update]:
+        """Updates, one each interval, until the job has succeeded.
+
+        A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
+        own error if it failed, UnavailableError if the job was lost, GenmodelsError if somebody stopped it.
+        """
+        tail = _LogTail(self.cluster, self.id)
+        info, answered = JobInfo(status="PENDING"), time.monotonic()
+        while info.status in RUNNING:
+            yield Update(self._progress(), tail.lines())
+            time.sleep(interval_seconds)
+            try:
+                known = self.info()
+            except UnavailableError:
+                if time.monotonic() - answered > patience_seconds:
+                    raise
+                continue
+            if known is None:
+                raise UnavailableError(f"The Ray cluster at {self.cluster.url} was restarted and lost job {self.id}.")
+            info, answered = known, time.monotonic()
+        yield Update(self._progress(), tail.close())
+        if info.status != "SUCCEEDED":
+            raise self._error(info)
+
+    def stop(self, *, timeout_seconds: float = 15.0) -> None:
+        """End the job and wait until its processes are gone."""
+        self.cluster.stop(self.id)
+        deadline = time.monotonic() + timeout_seconds
+        while (info := self.info()) and info.status in RUNNING and time.monotonic() < deadline:
+            time.sleep(0.25)
+
+    def _progress(self) -> Progress | None:
+        try:
+            return read_progress(self.step, self.spec)
+        except GenmodelsError:  # the step meets the same trouble, and its error is the one to tell
+            return None
+
+    def _error(self, info: JobInfo) -> GenmodelsError:
+        if info.status == "STOPPED":
+            return GenmodelsError(f"Ray job {self.id} was stopped; run it again to go on from its last checkpoint.")
+        code = info.driver_exit_code
+        if code is None or code < 0 or code > 128:  # its node, its supervisor or a signal ended it
+            why = f"was killed by signal {abs(code) % 128}" if code else f"was lost: {_first_line(info.message)}"
+            return UnavailableError(f"Ray job {self.id} {why}.".replace("..", "."))
+        failure = read_failure(self.step, self.spec)
+        kind = BY_EXIT_CODE.get(code, GenmodelsError)
+        if failure and failure.exit_code == code:
+            return kind(failure.message)
+        return kind(f"Ray job {self.id} ended with exit code {code}: {_last_line(info.message)} (log: {self.url}).")
+
+
+def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None) -> Job:
+    """The job of this step: the one that is running, else the one that has left its report, else a new one.
+
+    Args:
+        links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
+    """
+    cluster = RayJobs()
+    for attempt in count(1):
+        job = Job(step, spec, attempt, cluster)
+        info = job.info()
+        if info is None:
+            job.submit(links or {})
+            return job
+        if info.status in RUNNING or (info.status == "SUCCEEDED" and store().exists(report_key(step, spec))):
+            return job
+    raise AssertionError("unreachable: attempts are not bounded")
+
+
+def stop_job(job_id: str) -> None:
+    """Ask a job to end, by its id."""
+    RayJobs().stop(job_id)
+
+
+def this_job() -> dict[str, str]:
+    """What the Ray job that this process belongs to was submitted with: step, model, dataset, run_key, ray_job (its
+    page) and the `links` of `attach_or_submit`; nothing outside a job."""
+    return json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
+
+
+class _LogTail:
+    """The lines of a job's log, each once, however often the connection breaks, and without Ray's noise."""
+
+    def __init__(self, cluster: RayJobs, job_id: str):
+        self._cluster, self._job_id = cluster, job_id
+        self._connection: ClientConnection | None = None
+        self._received = self._skip = 0  # characters: of the whole log, and of those that come a second time
+        self._half_line = ""
+
+    def lines(self) -> list[str]:
+        """The lines that have come since the last call."""
+        lines: list[str] = []
+        try:
+            if self._connection is None:
+                self._connection, self._skip = self._cluster.tail(self._job_id), self._received
+            connection = self._connection
+            while True:
+                text = str(connection.recv(timeout=0))
+                new, self._skip = text[self._skip :], max(0, self._skip - len(text))
+                self._received += len(new)
+                *whole, self._half_line = (self._half_line + new).split("\n")
+                lines += whole
+        except TimeoutError:
+            pass
+        except (ConnectionClosed, WebSocketException, OSError):
+            self._connection = None
+        return _readable(lines)
+
+    def close(self) -> list[str]:
+        """The lines that are left when the job has ended, at once: the connection would close seconds later."""
+        if self._connection:
+            self._connection.close()
+        try:
+            text = self._half_line + self._cluster.log(self._job_id)[self._received :]
+        except UnavailableError:
+            text = self._half_line
+        return _readable(text.split("\n"))
+
+
+def _readable(lines: list[str]) -> list[str]:
+    clean = (RAY_PREFIX.sub("", ANSI.sub("", line)).rstrip() for line in lines)
+    return [line for line in clean if line and not RAY_NOISE.match(line)]
+
+
+def _first_line(text: str | None) -> str:
+    return next(iter((text or "").strip().splitlines()), "no reason given")
+
+
+def _last_line(text: str | None) -> str:
+    return next(reversed(_readable((text or "").splitlines())), "no reason given")
