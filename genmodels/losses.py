@@ -1,0 +1,105 @@
+"""Adversarial losses by name, and the penalties that go with them. Logits are raw discriminator outputs, (B,) or (B, ...)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, relu, softplus
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """What the discriminator and the generator minimise, and what keeps the discriminator Lipschitz if the paper asks for it."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # logits of real and of fake images -> scalar
+    generator: Callable[[Tensor], Tensor]  # logits of fake images -> scalar
+    penalises_gradients: bool = False
+    clips_weights: bool = False
+
+
+def binary_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(x) - E log(1 - D(G(z))) with D = sigmoid(logit) (Goodfellow et al. 2014, eq. 1)."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def minimax_generator(fake: Tensor) -> Tensor:
+    """E log(1 - D(G(z))), which saturates where the discriminator is sure (Goodfellow et al. 2014, eq. 1)."""
+    return -softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """-E log D(G(z)) (Goodfellow et al. 2014, section 3)."""
+    return softplus(-fake).mean()
+
+
+def lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """1/2 E (D(x) - 1)^2 + 1/2 E D(G(z))^2 (Mao et al. 2017, eq. 9)."""
+    return 0.5 * (mse_loss(real, torch.ones_like(real)) + fake.square().mean())
+
+
+def lsgan_generator(fake: Tensor) -> Tensor:
+    """E (D(G(z)) - 1)^2: twice Mao et al. 2017, eq. 9, as CycleGAN weighs it against its other terms."""
+    return mse_loss(fake, torch.ones_like(fake))
+
+
+def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E D(G(z)) - E D(x) (Arjovsky et al. 2017, eq. 2, negated)."""
+    return fake.mean() - real.mean()
+
+
+def critic_generator(fake: Tensor) -> Tensor:
+    """-E D(G(z)), the generator's side of the Wasserstein and the hinge loss."""
+    return -fake.mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, eq. 16)."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+ADVERSARIAL: dict[str, AdversarialLoss] = {
+    "minimax": AdversarialLoss(binary_discriminator, minimax_generator),
+    "non_saturating": AdversarialLoss(binary_discriminator, non_saturating_generator),
+    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
+    "wgan": AdversarialLoss(wasserstein_critic, critic_generator, clips_weights=True),
+    "wgan_gp": AdversarialLoss(wasserstein_critic, critic_generator, penalises_gradients=True),
+    "hinge": AdversarialLoss(hinge_discriminator, critic_generator),
+}
+
+
+def input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Gradient of each sample's logit (its mean, for a map of logits) towards the sample, flat, (B, C*H*W), in fp32
+    outside autocast and differentiable once more."""
+    images = images.detach().requires_grad_()
+    with torch.autocast(images.device.type, enabled=False):
+        logits = critic(images)
+        (gradient,) = torch.autograd.grad(logits.reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
+    return gradient.flatten(1)
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor, *, target: float = 1.0
+) -> Tensor:
+    """E (|grad D(x)| - target)^2 / target^2 at x = real + mix (fake - real), one `mix` in [0, 1] for each sample,
+    (B, 1, 1, 1) (Gulrajani et al. 2017, eq. 3; the target: Karras et al. 2018, appendix A.1)."""
+    gradient = input_gradient(critic, torch.lerp(real.detach(), fake.detach(), mix))
+    norm = (gradient.square().sum(1) + 1e-12).sqrt()  # the root has no derivative at zero
+    return (norm / target - 1).square().mean()
+
+
+def r1(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """1/2 E |grad D(x)|^2 on real images, to be weighted by gamma (Mescheder et al. 2018, eq. 9)."""
+    return 0.5 * input_gradient(critic, real).square().sum(1).mean()
+
+
+def drift(real: Tensor) -> Tensor:
+    """E D(x)^2, which keeps a critic's output near zero (Karras et al. 2018, appendix A.1)."""
+    return real.square().mean()
+
+
+@torch.no_grad()
+def clip_weights(parameters: Iterable[nn.Parameter], bound: float) -> None:
+    """Clamps every weight to [-bound, bound], WGAN's way to a Lipschitz critic (Arjovsky et al. 2017, algorithm 1)."""
+    torch._foreach_clamp_min_(list(parameters), -bound)
+    torch._foreach_clamp_max_(list(parameters), bound)
