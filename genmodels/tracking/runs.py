@@ -1,0 +1,390 @@
+"""The MLflow run of a spec: one for each run key, with tags, parameters, data, metrics and pictures."""
+
+import io
+import json
+import logging
+import math
+import re
+import shutil
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
+
+from genmodels.errors import GenmodelsError, SpecError, UnavailableError
+from genmodels.spec import Record, RunSpec
+from genmodels.storage.objects import store
+from genmodels.tracking.journal import Entry, Journal
+from genmodels.tracking.rest import EntityExists, MissingEntity, TrackingServer
+from genmodels.tracking.system import system_metrics
+
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+MAX_METRICS, MAX_PARAMETERS, MAX_PARAMETER_LENGTH = 1000, 100, 6000  # what MLflow takes in one batch, one value
+METRIC_NAME = re.compile(r"(?!images/)[\w\-. /:]{1,250}", re.ASCII)
+IMAGE_NAME = re.compile(r"[\w\-. /]{1,100}", re.ASCII)
+IMAGE_FILE = re.compile(r"(images/[^+]+)\+step\+(\d+)\+timestamp\+\d+\+[^+]+\.png")
+THUMBNAIL_PIXELS = 256
+DELIVERY_SECONDS = 1.0
+SYSTEM_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class RunRecord(Record):
+    """Which MLflow run is the one of this run key; lies at runs/<run_key>/mlflow.json."""
+
+    run_id: str
+
+
+def open_run(
+    spec: RunSpec, *, tags: Mapping[str, str] | None = None, parameters: Mapping[str, int] | None = None
+) -> str:
+    """The id of the one MLflow run of this spec's run key, made if there is none, and RUNNING from now on.
+
+    `tags` are added to what the spec says: the addresses of the flow run and the Ray job. `parameters` are the
+    parameter counts by network. Raises UnavailableError if MLflow or the object store is away.
+    """
+    server = TrackingServer()
+    run_id = find_run(spec, server) or _claim_run(spec, server)
+    server.post("runs/update", run_id=run_id, status="RUNNING")
+    set_tags(run_id, {**_tags(spec), **(tags or {})}, server)
+    _log_parameters(run_id, spec, parameters or {}, server)
+    _log_dataset(run_id, spec, server)
+    return run_id
+
+
+def find_run(spec: RunSpec, server: TrackingServer | None = None) -> str | None:
+    """The id of the spec's MLflow run, or None. A run that somebody deleted in MLflow is restored, since it is
+    what the weights in the object store came from."""
+    server = server or TrackingServer()
+    record = store().get_record(_record_key(spec), RunRecord)
+    if record is None:
+        return None
+    try:
+        info = server.get("runs/get", run_id=record.run_id)["run"]["info"]
+    except MissingEntity:  # another MLflow server, or its database was lost
+        store().delete([_record_key(spec)])
+        return None
+    if info["lifecycle_stage"] == "deleted":
+        server.post("runs/restore", run_id=record.run_id)
+    return record.run_id
+
+
+def set_status(run_id: str, status: RunStatus, server: TrackingServer | None = None) -> None:
+    """Say how a run stands; anything but RUNNING ends it now."""
+    end = {} if status == "RUNNING" else {"end_time": _milliseconds()}
+    (server or TrackingServer()).post("runs/update", run_id=run_id, status=status, **end)
+
+
+def set_tags(run_id: str, tags: Mapping[str, str], server: TrackingServer | None = None) -> None:
+    """Add tags to a run, or replace their values."""
+    entries = [{"key": key, "value": value} for key, value in tags.items()]
+    for first in range(0, len(entries), MAX_PARAMETERS):
+        (server or TrackingServer()).post("runs/log-batch", run_id=run_id, tags=entries[first : first + MAX_PARAMETERS])
+
+
+def _record_key(spec: RunSpec) -> str:
+    return f"runs/{spec.run_key}/mlflow.json"
+
+
+def _claim_run(spec: RunSpec, server: TrackingServer) -> str:
+    """MLflow can make a run only under an id that is new, so two callers at once make two. The object store decides
+    between them, by a conditional put of the record: whoever writes it first owns the run key, and the loser deletes
+    its run. A run whose maker died before the put is found by its tag and used."""
+    experiment = _experiment(spec.dataset_name, server)
+    orphans = server.post(
+        "runs/search",
+        experiment_ids=[experiment],
+        filter=f"tags.run_key = '{spec.run_key}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    run_id = orphans["runs"][0]["info"]["run_id"] if orphans.get("runs") else _create_run(spec, experiment, server)
+    if store().put_record(_record_key(spec), RunRecord(run_id=run_id), if_absent=True):
+        return run_id
+    winner = store().get_record(_record_key(spec), RunRecord)
+    if winner is None or winner.run_id == run_id:
+        return run_id
+    server.post("runs/delete", run_id=run_id)
+    return winner.run_id
+
+
+def _create_run(spec: RunSpec, experiment: str, server: TrackingServer) -> str:
+    answer = server.post(
+        "runs/create",
+        experiment_id=experiment,
+        run_name=f"{spec.model}-{spec.dataset_name}-{spec.run_key[:8]}",
+        start_time=_milliseconds(),
+        tags=[{"key": "run_key", "value": spec.run_key}],
+    )
+    return answer["run"]["info"]["run_id"]
+
+
+def _experiment(name: str, server: TrackingServer) -> str:
+    try:
+        return server.post("experiments/create", name=name)["experiment_id"]
+    except EntityExists:
+        experiment = server.get("experiments/get-by-name", experiment_name=name)["experiment"]
+    if experiment["lifecycle_stage"] == "deleted":
+        server.post("experiments/restore", experiment_id=experiment["experiment_id"])
+    return experiment["experiment_id"]
+
+
+def _tags(spec: RunSpec) -> dict[str, str]:
+    from genmodels.models import MODELS
+
+    return {
+        "model": spec.model,
+        "density": MODELS[spec.model].density.value,
+        "preset": spec.preset,
+        "dataset": spec.dataset,
+        "dataset_digest": str(spec.dataset_digest),
+        "seed": str(spec.seed),
+        "workers": str(spec.workers),
+        "run_key": spec.run_key,
+        "code_version": spec.code_version,
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": "genmodels",
+        **(
+            {"commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+            if (commit := _commit())
+            else {}
+        ),
+    }
+
+
+@cache
+def _commit() -> str | None:
+    """The commit these sources are at, with `-dirty` behind it if they differ; None where they are not a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy inside some other checkout is not
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _log_parameters(run_id: str, spec: RunSpec, parameters: Mapping[str, int], server: TrackingServer) -> None:
+    """A value that was logged stays (MLflow refuses another one): a resumed run keeps what it was started with."""
+    values = {
+        **_flat(spec.config),
+        **_flat(spec.training.model_dump(), "training."),
+        "seed": str(spec.seed),
+        "workers": str(spec.workers),
+        **{f"parameters.{network}": str(count) for network, count in parameters.items()},
+    }
+    known = {entry["key"] for entry in server.get("runs/get", run_id=run_id)["run"]["data"].get("params", [])}
+    new = [{"key": key, "value": value} for key, value in values.items() if key not in known]
+    for first in range(0, len(new), MAX_PARAMETERS):
+        server.post("runs/log-batch", run_id=run_id, params=new[first : first + MAX_PARAMETERS])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as text under dotted names; raises SpecError for text that MLflow would cut off."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    for key, text in flat.items():
+        if len(text) > MAX_PARAMETER_LENGTH:
+            raise SpecError(
+                f"The value of {key} has {len(text)} characters; MLflow keeps at most {MAX_PARAMETER_LENGTH}."
+            )
+    return flat
+
+
+def _log_dataset(run_id: str, spec: RunSpec, server: TrackingServer) -> None:
+    digest = str(spec.dataset_digest)
+    manifest = store().uri(f"datasets/{spec.dataset_name}/{digest}/manifest.json")
+    server.post(
+        "runs/log-inputs",
+        run_id=run_id,
+        datasets=[
+            {
+                "tags": [{"key": "mlflow.data.context", "value": "training"}],
+                "dataset": {
+                    "name": spec.dataset_name,
+                    "digest": digest[:36],  # MLflow takes no more; the whole one is a tag of the run
+                    "source_type": "s3",
+                    "source": json.dumps({"uri": manifest}),
+                },
+            }
+        ],
+    )
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class MetricsQueue:
+    """Metrics and pictures on their way to MLflow, with *images shown* as their step.
+
+    What is logged is in a file of this folder before the call returns, and a thread delivers it: while the server
+    is away training goes on, and what a killed process leaves is delivered by the next queue of the run. A key's
+    steps only grow: what is not beyond the last step that the server holds, such as the stretch between a checkpoint
+    and the death of the process that a resumed training goes through again, is not sent a second time; a batch
+    whose answer was lost is sent again as it was, and MLflow keeps equal values (key, time, step, value) once.
+    """
+
+    def __init__(self, run_id: str, folder: Path | str, *, sample_system: bool = True):
+        self.run_id = run_id
+        self.folder = Path(folder) / run_id
+        self._journal = Journal(self.folder / "queue.jsonl")
+        self._run: dict[str, Any] = {}
+        self._last_step: dict[str, int] = {}  # by key, of what the server holds
+        self._next_sample = 0.0 if sample_system else math.inf
+        self._status: RunStatus = "RUNNING"
+        self._closing, self._given_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="metrics-queue", daemon=True)
+        self._thread.start()
+
+    def log(self, values: Mapping[str, float], images_shown: int) -> None:
+        """Queue the values of one step; does not wait for the server."""
+        now = _milliseconds()
+        for key in values:
+            if not METRIC_NAME.fullmatch(key):
+                raise ValueError(f"{key!r} cannot be a metric's name; it takes letters, digits, space and _ - . / :")
+        self._append([Entry(now, images_shown, key, float(value)) for key, value in values.items()])
+
+    def image(self, key: str, image: Path | np.ndarray, images_shown: int) -> None:
+        """Queue a picture: a PNG file, which is copied, or a uint8 array (H, W), (H, W, 1) or (H, W, 3)."""
+        if not IMAGE_NAME.fullmatch(key):
+            raise ValueError(f"{key!r} cannot be a picture's name; it takes letters, digits, space and _ - . /")
+        name = f"{uuid.uuid4().hex}.png"
+        if isinstance(image, np.ndarray):
+            Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(self.folder / name)
+        else:
+            shutil.copyfile(image, self.folder / name)
+        self._append([Entry(_milliseconds(), images_shown, f"images/{key.replace('/', '~')}", file=name)])
+
+    def close(self, status: RunStatus = "FINISHED", timeout_seconds: float = 60.0) -> None:
+        """Deliver what is left, then end the run; what the server does not take in that time stays in the folder."""
+        self._status = status
+        self._closing.set()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            self._given_up.set()
+            log.warning("MLflow did not take all metrics of run %s; the rest waits in %s.", self.run_id, self.folder)
+        else:
+            self._journal.close()
+
+    def _append(self, entries: list[Entry]) -> None:
+        try:
+            self._journal.append(entries)
+        except OSError as error:  # a full disk is no reason to stop training
+            log.warning("Metrics of run %s are lost: %s", self.run_id, error)
+
+    def _work(self) -> None:
+        server = TrackingServer(
+            Retrying(
+                retry=retry_if_exception_type(UnavailableError),
+                wait=wait_exponential_jitter(multiplier=0.5, max=15),
+                sleep=self._sleep,
+                stop=stop_when_event_set(self._given_up),
+                before_sleep=before_sleep_log(log, logging.INFO),
+                reraise=True,
+            )
+        )
+        try:
+            self._look_up_run(server)
+            while True:
+                last = self._closing.is_set()
+                self._deliver(server)
+                if last and self._journal.is_empty():
+                    break
+                self._closing.wait(DELIVERY_SECONDS)
+            set_status(self.run_id, self._status, server)
+        except UnavailableError:
+            pass  # given up; `close` has said so
+        except GenmodelsError as error:
+            log.warning("Metrics of run %s stay in %s: %s", self.run_id, self.folder, error)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            self._given_up.wait(min(seconds, 0.2))
+
+    def _look_up_run(self, server: TrackingServer) -> None:
+        run = server.get("runs/get", run_id=self.run_id)["run"]
+        self._run = run["info"]
+        for metric in run["data"].get("metrics", []):
+            self._last_step[metric["key"]] = int(metric["step"])
+        listing = server.get("artifacts/list", run_id=self.run_id, path="images")
+        for file in listing.get("files", []):
+            if match := IMAGE_FILE.fullmatch(file["path"]):
+                self._last_step[match[1]] = max(int(match[2]), self._last_step.get(match[1], -1))
+
+    def _deliver(self, server: TrackingServer) -> None:
+        self._sample_system()
+        entries, mark = self._journal.first(MAX_METRICS)
+        last_step, new = dict(self._last_step), []
+        for entry in entries:
+            if entry.step > last_step.get(entry.key, -1):
+                last_step[entry.key] = entry.step
+                new.append(entry)
+        metrics = [_metric(entry) for entry in new if not entry.file]
+        if metrics:
+            server.post("runs/log-batch", run_id=self.run_id, metrics=metrics)
+        for entry in new:
+            if entry.file:
+                self._deliver_image(entry, self.folder / entry.file, server)
+        self._last_step = last_step
+        self._journal.drop(mark)
+        for entry in entries:
+            if entry.file:
+                (self.folder / entry.file).unlink(missing_ok=True)
+
+    def _deliver_image(self, entry: Entry, path: Path, server: TrackingServer) -> None:
+        """Under the names by which MLflow's pages find a picture's steps; the name is a function of the entry, so
+        that a picture that is sent twice is there once."""
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id} {entry}")
+        name = f"{entry.key}+step+{entry.step}+timestamp+{entry.time}+{unique}"
+        folder = self._run["artifact_uri"]
+        server.put_artifact(folder, f"{name}.png", path.read_bytes())
+        server.put_artifact(folder, f"{name}+compressed.webp", _thumbnail(path))
+        if not any(key.startswith("images/") for key in self._last_step):
+            server.post("runs/set-tag", run_id=self.run_id, key="mlflow.loggedImages", value="True")
+
+    def _sample_system(self) -> None:
+        """System metrics have no images shown; their step is the run's age in seconds."""
+        now = time.time()
+        if now < self._next_sample:
+            return
+        self._next_sample = now + SYSTEM_SECONDS
+        age = int(now - self._run["start_time"] / 1000)
+        self.log(system_metrics(), max(age, 0))
+
+
+def _metric(entry: Entry) -> dict[str, Any]:
+    """Protobuf's JSON has words for what JSON has no numbers for."""
+    words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    value = words.get(str(entry.value), entry.value)
+    return {"key": entry.key, "value": value, "timestamp": entry.time, "step": entry.step}
+
+
+def _thumbnail(path: Path) -> bytes:
+    """A WebP picture of the size that MLflow's charts show; small pictures keep their pixels as squares."""
+    with Image.open(path) as image:
+        scale = THUMBNAIL_PIXELS / max(image.size)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+        file = io.BytesIO()
+        image.convert("RGB").resize(size, resample).save(file, "WEBP", quality=90)
+    return file.getvalue()

@@ -1,0 +1,24 @@
+import time
+from collections.abc import Iterator
+
+import pytest
+from mlflow_process import MlflowProcess
+
+from genmodels.settings import settings
+from genmodels.tracking.rest import TrackingServer
+
+
+@pytest.fixture(scope="session")
+def mlflow_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
+    process = MlflowProcess(tmp_path_factory.mktemp("mlflow"))
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def bare_run(mlflow_process: MlflowProcess, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run of the server that may be killed, which is also the server of the settings."""
+    monkeypatch.setattr(settings(), "mlflow_url", mlflow_process.url)
+    answer = TrackingServer().post("runs/create", experiment_id="0", start_time=time.time_ns() // 1_000_000)
+    return answer["run"]["info"]["run_id"]
