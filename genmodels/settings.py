@@ -3,6 +3,8 @@
 Moving from a laptop to a cluster is a matter of these values; no other module reads the environment.
 """
 
+import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +47,24 @@ class Settings(BaseSettings):
         """Folder of node-local copies of shards."""
         return self.cache_dir or self.home / "cache"
 
+    def client_environment(self) -> dict[str, str]:
+        """What the clients of Prefect, Ray and MLflow read from the environment, for this process and its children."""
+        environment = {
+            "GENMODELS_HOME": str(self.home),
+            "PREFECT_API_URL": self.prefect_api_url,
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "DO_NOT_TRACK": "1",
+            **without_proxy_for_loopback(os.environ),
+        }
+        if self.ray_token_path is not None:
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_path)}
+        return environment
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -56,6 +76,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         stack = JsonConfigSettingsSource(settings_cls, json_file=Home().home / "stack.json")
         return init_settings, env_settings, stack
+
+
+def without_proxy_for_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY in both spellings with the loopback names added: a proxy would only send such a request back to itself."""
+    names = {name for spelling in ("NO_PROXY", "no_proxy") for name in environment.get(spelling, "").split(",") if name}
+    value = ",".join(sorted(names | {"127.0.0.1", "localhost", "::1"}))
+    return {"NO_PROXY": value, "no_proxy": value}
 
 
 @cache

@@ -1,0 +1,116 @@
+"""Fixtures that tests share: one real stack for the whole session, started by genmodels' own `up` in a temporary home.
+
+Tests that need no server run first, while the stack comes up beside them.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from genmodels.settings import Settings, settings
+from genmodels.stack import SERVICES, LocalStack
+
+DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
+STACK_STARTING: Future[object] | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of the session's own, before any test module reads a setting."""
+    for name in [name for name in os.environ if name.startswith("GENMODELS_") and name != "GENMODELS_TEST_DATA"]:
+        del os.environ[name]
+    os.environ["GENMODELS_HOME"] = tempfile.mkdtemp(prefix="gm-")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests without servers first, then those with S3 alone, then those with the whole stack."""
+    items.sort(key=lambda item: 2 * needs(item, "stack") + needs(item, "s3"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the servers that the chosen tests need, beside the tests that need none."""
+    global STACK_STARTING
+    needed = [*SERVICES] if any(needs(item, "stack") for item in session.items) else ["s3"]
+    if not session.config.option.collectonly and any(
+        needs(item, "stack") or needs(item, "s3") for item in session.items
+    ):
+        STACK_STARTING = ThreadPoolExecutor(1).submit(LocalStack().up, needed)
+
+
+def pytest_unconfigure() -> None:
+    """Take the session's home away, servers and all."""
+    if STACK_STARTING is not None:
+        STACK_STARTING.exception()
+    LocalStack().down()
+    shutil.rmtree(os.environ["GENMODELS_HOME"], ignore_errors=True)
+
+
+def needs(item: pytest.Item, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session")
+def s3() -> Settings:
+    """A running SeaweedFS; the settings point at it."""
+    return started(["s3"])
+
+
+@pytest.fixture(scope="session")
+def stack() -> Settings:
+    """The whole running stack; the settings and the clients' environment point at it."""
+    return started(SERVICES)
+
+
+def started(names: list[str] | tuple[str, ...]) -> Settings:
+    """Wait for the services and point this process at them."""
+    from genmodels.storage.objects import store
+
+    if STACK_STARTING is not None:
+        STACK_STARTING.result()
+    LocalStack().up(names)
+    store.cache_clear()
+    os.environ |= settings().client_environment()
+    return settings()
+
+
+@pytest.fixture(scope="session")
+def data_mirror() -> Iterator[str]:
+    """Address of a real HTTP server over the real data sets, in the place of their public addresses."""
+    if not DATA.is_dir():
+        pytest.skip(f"the real data sets are not at {DATA}; point GENMODELS_TEST_DATA at them")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeRequestHandler, directory=str(DATA)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+class RangeRequestHandler(SimpleHTTPRequestHandler):
+    """Serves files, and parts of files as `Range: bytes=START-` asks for them (RFC 9110, 14.2)."""
+
+    def send_head(self):  # noqa: ANN201 - as in the base class
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if match is None or not path.is_file():
+            return super().send_head()
+        start, size = int(match[1]), path.stat().st_size
+        if start >= size:
+            self.send_error(416)
+            return None
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(size - start))
+        self.end_headers()
+        file = path.open("rb")
+        file.seek(start)
+        return file
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing between the tests."""
