@@ -1,0 +1,52 @@
+"""How sure a score is: the bootstrap over images (Efron & Tibshirani 1993).
+
+A distance between samples is biased upwards by their finite size, and a resampled one twice, so percentiles of the
+replicates would lie beside the score. The interval is therefore the standard one, score +- 1.96 standard errors,
+for which 50 replicates are enough (section 6.4). Where a distance is hardly above its floor it is a little too wide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REPLICATES = 50
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its bootstrap replicates."""
+
+    value: float
+    replicates: Tensor
+
+    @property
+    def standard_error(self) -> float:
+        """Standard deviation of the replicates."""
+        return float(self.replicates.double().std())
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.value - 1.96 * self.standard_error
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval."""
+        return self.value + 1.96 * self.standard_error
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean score. Replicates are averaged one by one, so scores of the same resampled images stay correlated."""
+    return Estimate(
+        sum(estimate.value for estimate in estimates) / len(estimates),
+        torch.stack([estimate.replicates for estimate in estimates]).mean(dim=0),
+    )
+
+
+def resample(images: int, generator: torch.Generator, replicates: int = REPLICATES) -> Tensor:
+    """How often each image is drawn when `images` are drawn with replacement: (replicates, images), float64."""
+    drawn = torch.randint(images, (replicates, images), generator=generator)
+    once = torch.ones(replicates, images, dtype=torch.float64)
+    return torch.zeros_like(once).scatter_add_(1, drawn, once)

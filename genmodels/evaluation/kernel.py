@@ -1,0 +1,47 @@
+"""Kernel inception distance (Binkowski, Sutherland, Arbel & Gretton 2018): the unbiased estimate of the squared maximum
+mean discrepancy of two sets of features with the kernel (x.y / D + 1)^3.
+
+Unlike the Fréchet distance it is unbiased at every number of images; near zero it may be negative. All pairs of images
+are used, so there is no choice of subsets; the interval comes from resampling images.
+"""
+
+import torch
+from torch import Tensor
+
+from genmodels.evaluation.bootstrap import Estimate, resample
+
+BLOCK_ROWS = 1024
+
+
+def kid(real: Tensor, fake: Tensor, *, generator: torch.Generator) -> Estimate:
+    """The distance between two sets of features, (N, D) and (M, D), with at least two rows each."""
+    counts_real = _with_original(resample(len(real), generator))
+    counts_fake = _with_original(resample(len(fake), generator))
+    squared = (
+        _mean_kernel(real, real, counts_real, counts_real)
+        + _mean_kernel(fake, fake, counts_fake, counts_fake)
+        - 2 * _mean_kernel(real, fake, counts_real, counts_fake)
+    )
+    return Estimate(float(squared[0]), squared[1:])
+
+
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3 of all pairs of rows, (N, M)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _with_original(counts: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(counts[:1]), counts])
+
+
+def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor) -> Tensor:
+    """Mean kernel of the pairs, (1 + replicates,), each pair weighted by how often both are drawn; no image with itself."""
+    total = torch.zeros(len(counts_x), dtype=torch.float64)
+    for start in range(0, len(x), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        kernel = polynomial_kernel(x[rows].double(), y.double())
+        if x is y:
+            kernel.diagonal(start).zero_()
+        total += ((counts_x[:, rows] @ kernel) * counts_y).sum(dim=1)
+    pairs = counts_x.sum(dim=1) * counts_y.sum(dim=1)
+    return total / (pairs - (counts_x * counts_y).sum(dim=1) if x is y else pairs)

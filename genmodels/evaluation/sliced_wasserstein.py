@@ -1,0 +1,145 @@
+"""Sliced Wasserstein distance between patches of a Laplacian pyramid (Karras, Aila, Laine & Lehtinen 2018, section 5).
+
+Every level of the pyramid of an image holds the detail of one scale. From each level 128 patches of 7x7 are cut at
+random places, each channel is standardised over all patches of one set of images, and the two sets of patches
+are compared by their mean Wasserstein-1 distance along random directions. Scores are multiplied by 1000, as published.
+
+What bounds it: sorting the projections. numpy sorts float32 with vector instructions, 15 times as fast as torch.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genmodels.evaluation.bootstrap import Estimate, resample
+from genmodels.evaluation.images import as_pixels
+
+COARSEST = 16
+PATCH = 7
+PATCHES_PER_IMAGE = 128
+DIRECTIONS = 128
+REPEATS = 4
+CHUNK_DIRECTIONS = 32
+BINS = 512
+BATCH_IMAGES = 256
+
+
+def levels(resolution: int) -> list[int]:
+    """The paper's levels: the resolution, and its halves down to 16. A smaller image has its own level alone."""
+    sizes = [resolution]
+    while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= COARSEST:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def sliced_wasserstein(real: Tensor, fake: Tensor, *, generator: torch.Generator) -> dict[int, Estimate]:
+    """The distance (x1000) at each pyramid level, by the level's resolution.
+
+    Args:
+        real, fake: the same number of square images, (N, C, R, R), uint8 or float in [-1, 1].
+        generator: draws the patches' places (the same in both sets), the directions and the bootstrap's images.
+
+    Raises:
+        ValueError: if the two sets differ in shape.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"sliced Wasserstein compares sets of one shape, not {list(real.shape)} and {list(fake.shape)}"
+        )
+    images, _, _, resolution = real.shape
+    sizes = levels(resolution)
+    places = {
+        size: torch.randint(size - _patch(size) + 1, (2, images, PATCHES_PER_IMAGE), generator=generator)
+        for size in sizes
+    }
+    patches_real, patches_fake = _patches(real, places), _patches(fake, places)
+    counts = resample(images, generator).numpy(), resample(images, generator).numpy()
+    return {size: _level_distance(patches_real[size], patches_fake[size], counts, generator) for size in sizes}
+
+
+def laplacian_pyramid(images: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """The levels of (N, C, R, R) images, finest first; the last one is the low-pass image (Burt & Adelson 1983)."""
+    for size in sizes[:-1]:
+        down, up = _pyramid_matrices(size)
+        smaller = down @ images @ down.T
+        yield images - up @ smaller @ up.T
+        images = smaller
+    yield images
+
+
+def _pyramid_matrices(size: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, pyrDown (size/2, size) and pyrUp (size, size/2) with the kernel 1 4 6 4 1 and mirrored borders.
+
+    As matrix products they are 3 times as fast as depthwise convolutions of images of 128x128 on a CPU.
+    """
+    kernel = torch.tensor([[[1.0, 4.0, 6.0, 4.0, 1.0]]]) / 16
+    blur = F.conv1d(F.pad(torch.eye(size)[:, None], (2, 2), mode="reflect"), kernel)[:, 0].T
+    return blur[::2].contiguous(), (2 * blur[:, ::2]).contiguous()
+
+
+def _patches(images: Tensor, places: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Standardised patches of each level, (images * 128, channels * 7 * 7), the patches of one image side by side."""
+    cut: dict[int, list[Tensor]] = {size: [] for size in places}
+    for start in range(0, len(images), BATCH_IMAGES):
+        batch = as_pixels(images[start : start + BATCH_IMAGES])
+        for size, level in zip(places, laplacian_pyramid(batch, list(places)), strict=True):
+            windows = level.unfold(2, _patch(size), 1).unfold(3, _patch(size), 1)
+            y, x = places[size][:, start : start + BATCH_IMAGES]
+            cut[size].append(windows[torch.arange(len(batch))[:, None], :, y, x].flatten(0, 1))
+    return {size: _standardised(torch.cat(batches)).flatten(1) for size, batches in cut.items()}
+
+
+def _standardised(patches: Tensor) -> Tensor:
+    """Mean 0 and variance 1 in each channel over all patches; a constant channel becomes 0."""
+    variance, mean = torch.var_mean(patches, dim=(0, 2, 3), correction=0, keepdim=True)
+    return patches.sub_(mean).div_(variance.sqrt_().clamp_min_(1e-6))
+
+
+def _level_distance(
+    real: Tensor, fake: Tensor, counts: tuple[np.ndarray, np.ndarray], generator: torch.Generator
+) -> Estimate:
+    directions = F.normalize(torch.randn(REPEATS * DIRECTIONS, real.shape[1], generator=generator))
+    values, replicates = [], []
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for chunk in directions.split(CHUNK_DIRECTIONS):
+            projected = (chunk @ real.T).numpy(), (chunk @ fake.T).numpy()
+            if len(replicates) < DIRECTIONS:  # one repeat is enough for the standard error
+                replicates += threads.map(partial(_resampled_distance, counts=counts), *projected)
+            values += threads.map(_distance, *projected)
+    return Estimate(1e3 * float(np.mean(values)), torch.from_numpy(1e3 * np.mean(replicates, axis=0)))
+
+
+def _distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """The Wasserstein-1 distance of two projected sets of one size; sorts them in place."""
+    real.sort()
+    fake.sort()
+    return float(np.abs(real - fake).mean(dtype=np.float64))
+
+
+def _resampled_distance(real: np.ndarray, fake: np.ndarray, counts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The same distance for every bootstrap replicate, (replicates,).
+
+    It is the area between the two distribution functions. They are kept as one histogram of each image's patches,
+    so that resampling images is a matrix product and nothing is sorted again.
+    """
+    low = min(real.min(), fake.min())
+    width = (max(real.max(), fake.max()) - low) / (BINS - 1) or 1.0
+
+    def distribution(projected: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        images = counts.shape[1]
+        bins = ((projected - low) / width).astype(np.int64).reshape(images, PATCHES_PER_IMAGE)
+        bins += BINS * np.arange(images)[:, None]
+        histograms = np.bincount(bins.ravel(), minlength=images * BINS).reshape(images, BINS)
+        return np.cumsum(counts @ histograms, axis=1) / projected.size
+
+    difference = distribution(real, counts[0]) - distribution(fake, counts[1])
+    return np.abs(difference).sum(axis=1) * width
+
+
+def _patch(size: int) -> int:
+    return min(PATCH, size)

@@ -1,0 +1,56 @@
+"""Closed form of the population distance, unbiasedness, and torch-fidelity on the same features."""
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from genmodels.evaluation import kernel
+from genmodels.evaluation.kernel import kid
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(n: int, d: int, seed: int, mean: float = 0.0) -> torch.Tensor:
+    return torch.randn(n, d, generator=generator(seed)) + mean
+
+
+def test_it_is_torch_fidelitys_estimate_on_one_subset_of_everything(monkeypatch):
+    monkeypatch.setattr(kernel, "BLOCK_ROWS", 37)  # blocks that do not divide the rows
+    x, y = normal(200, 16, 0), normal(200, 16, 1, mean=0.3)
+    reference = kid_features_to_metric(
+        x.double(), y.double(), kid_subsets=1, kid_subset_size=200, kid_kernel="poly", verbose=False
+    )
+    assert kid(x, y, generator=generator()).value == pytest.approx(
+        reference["kernel_inception_distance_mean"], rel=1e-9
+    )
+
+
+def test_two_points_each_by_hand():
+    """D = 1, x in {0, 1}, y in {1, 2}: k(a, b) = (ab + 1)^3, so 1 + 27 - 2 (1 + 1 + 8 + 27) / 4 = 9.5."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
+    assert kid(x, y, generator=generator()).value == pytest.approx(9.5)
+
+
+def test_it_is_unbiased():
+    """One distribution: the mean over draws is 0 within its error, and single values fall on both sides."""
+    values = [kid(normal(50, 8, 2 * i), normal(50, 8, 2 * i + 1), generator=generator()).value for i in range(200)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
+    assert min(values) < 0 < max(values)
+
+
+def test_the_distance_of_two_means_in_one_dimension():
+    """N(0, 1) and N(m, 1): E (xy + 1)^3 by moments, E x = m, E x^2 = m^2 + 1, E x^3 = m^3 + 3m."""
+    moments = lambda m: np.array([1, m, m**2 + 1, m**3 + 3 * m])  # noqa: E731
+    difference = moments(0.0) - moments(0.5)
+    expected = (np.array([1, 3, 3, 1]) * difference**2).sum()
+    estimate = kid(normal(5000, 1, 0), normal(5000, 1, 1, mean=0.5), generator=generator())
+    assert abs(estimate.value - expected) < 4 * estimate.standard_error
+
+
+def test_the_standard_error_is_the_spread_of_repeated_experiments():
+    scores = [kid(normal(200, 8, 2 * i), normal(200, 8, 2 * i + 1, 0.5), generator=generator(i)) for i in range(40)]
+    spread = np.std([score.value for score in scores], ddof=1)
+    assert np.mean([score.standard_error for score in scores]) == pytest.approx(spread, rel=0.4)
