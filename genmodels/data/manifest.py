@@ -4,10 +4,8 @@ datasets/<name>/<digest>/manifest.json
 datasets/<name>/<digest>/<table>/<column>-<shard>.npy
 """
 
-import fcntl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from genmodels.data import dataset
 from genmodels.errors import DataError
 from genmodels.settings import settings
 from genmodels.spec import Record, digest
+from genmodels.storage.files import locked
 from genmodels.storage.objects import store
 
 TRANSFERS = 4
@@ -47,7 +46,7 @@ class Table(Record):
 
 
 class Manifest(Record):
-    """A prepared data set. `digest` covers what is learnt from: tables, resolution, channels, classes."""
+    """A prepared data set. `digest` names what is learnt from, and nothing else."""
 
     name: str
     digest: str
@@ -69,6 +68,10 @@ class Manifest(Record):
         """Rows by table."""
         return {name: table.rows for name, table in self.tables.items()}
 
+    def content_digest(self) -> str:
+        """The digest that the content asks for: the same wherever, under whatever name it was prepared."""
+        return digest(self.model_dump(mode="json", include={"resolution", "channels", "class_names", "tables"}))
+
     def shards(self) -> Iterator[Shard]:
         """All shards of all tables."""
         for table in self.tables.values():
@@ -79,12 +82,6 @@ class Manifest(Record):
 def dataset_key(name: str, dataset_digest: str) -> str:
     """Where a data set's objects lie in the object store."""
     return f"datasets/{name}/{dataset_digest}"
-
-
-def content_digest(resolution: int, channels: int, class_names: list[str], tables: dict[str, Table]) -> str:
-    """The digest of a data set: equal for equal content, whatever its name and wherever it was prepared."""
-    content = {name: table.model_dump(mode="json") for name, table in tables.items()}
-    return digest({"resolution": resolution, "channels": channels, "class_names": class_names, "tables": content})
 
 
 def cache_folder(dataset_digest: str) -> Path:
@@ -126,8 +123,10 @@ def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Data
     manifest = store().get_record(f"{prefix}/manifest.json", Manifest)
     if manifest is None:
         raise DataError(f"There is no data set {store().uri(prefix)}; run `genmodels prepare` first.")
+    if manifest.content_digest() != dataset_digest:
+        raise DataError(f"{store().uri(manifest.key)} was changed after it was written; remove it and prepare again.")
     folder = cache_folder(dataset_digest)
-    with _only_one(folder), ThreadPoolExecutor(TRANSFERS, thread_name_prefix="download") as downloads:
+    with locked(folder / ".lock"), ThreadPoolExecutor(TRANSFERS, thread_name_prefix="download") as downloads:
         list(downloads.map(lambda shard: _fetch(prefix, shard, folder), manifest.shards()))
     return manifest, dataset.Dataset({name: _mapped(table, folder) for name, table in manifest.tables.items()})
 
@@ -147,12 +146,3 @@ def _mapped(table: Table, folder: Path) -> dataset.Table:
                 raise DataError(f"{folder / shard.file} is not what its manifest says; remove it and repeat.")
         columns[name] = shards
     return dataset.Table(columns)
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Holds a node-wide lock, so that the workers of one node download once; it ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

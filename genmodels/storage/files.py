@@ -1,6 +1,7 @@
-"""Local files that appear under their name when they are whole, and full disks that say so."""
+"""Local files: whole or not there, used by one process at a time, and full disks that say so."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -46,3 +47,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield Path(name)
         finally:
             shutil.rmtree(name, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file among the processes of this node; it is free again when its holder ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

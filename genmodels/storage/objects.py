@@ -124,8 +124,8 @@ class ObjectStore:
             self.client.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=TRANSFER)
 
     def download(self, key: str, path: Path | str, *, sha256: str | None = None) -> None:
-        """Copy the object into a file, which appears under its name when it is whole; raises MissingObject,
-        DataError if its SHA-256 is not `sha256`, by default that of what was uploaded, AccessError if the disk is full."""
+        """Copy the object into a file, which appears under its name when it is whole. Raises MissingObject, DataError
+        if its SHA-256 is not `sha256` (by default that of what was uploaded), AccessError if the disk is full."""
         path = Path(path)
         with self._errors_for_people(self.bucket, key), new_file(path) as part:
             expected = sha256 or self._head(key)["Metadata"].get("sha256")

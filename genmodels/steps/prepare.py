@@ -1,0 +1,113 @@
+"""The first step: fetch a data set, preprocess it, and leave it in the object store under the digest of its content."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from genmodels.data.catalogue import CatalogueEntry, find
+from genmodels.data.manifest import cache_folder, publish, whats_missing
+from genmodels.data.preprocess import VERSION, preprocess
+from genmodels.errors import SpecError
+from genmodels.settings import settings
+from genmodels.spec import PrepareReport, Progress, RunSpec, digest
+from genmodels.steps.reports import ProgressWriter, progress_key, save_report
+from genmodels.storage.files import new_folder
+from genmodels.storage.objects import store
+
+log = logging.getLogger(__name__)
+
+
+def prepare(spec: RunSpec, *, ray: bool = False) -> PrepareReport:
+    """Makes sure that the data of a spec are prepared, and says where.
+
+    What was prepared from the same source in the same way is found again and checked, not made again. Two who prepare
+    the same at once write the same objects.
+
+    Raises:
+        SpecError: for an unknown data set or a resolution below 4.
+        DataError: if the source is not what it should be.
+        UnavailableError, AccessError: if the source or the object store cannot be reached or refuses.
+    """
+    entry, resolution = find(spec.dataset), int(spec.config["resolution"])
+    if resolution < 4:
+        raise SpecError(f"resolution={resolution} is too small; the pyramid ends at 4×4.")
+    progress = _Rates(ProgressWriter(progress_key("prepare", spec)))
+    try:
+        request = digest([spec.dataset_name, entry.identity(progress.download), resolution, VERSION])
+        report = _found(f"prepared/{request}.json", spec) or _made(spec, entry, resolution, progress, ray)
+        store().put_record(f"prepared/{request}.json", report)
+    finally:
+        progress.close()
+    save_report("prepare", spec, report)
+    return report
+
+
+def _found(key: str, spec: RunSpec) -> PrepareReport | None:
+    report = store().get_record(key, PrepareReport)
+    if report is None:
+        return None
+    if missing := whats_missing(spec.dataset_name, report.dataset_digest):
+        log.warning("%s was prepared before, but %s; preparing it again.", spec.dataset, missing)
+        return None
+    log.info("%s is prepared already: %s", spec.dataset, report.manifest_uri)
+    return report
+
+
+def _made(spec: RunSpec, entry: CatalogueEntry, resolution: int, progress: "_Rates", ray: bool) -> PrepareReport:
+    started = time.perf_counter()
+    with (
+        new_folder(settings().cache / "datasets" / "new") as folder,
+        entry.examples(progress.download) as examples,
+    ):
+        done = preprocess(
+            entry,
+            examples,
+            folder,
+            name=spec.dataset_name,
+            resolution=resolution,
+            progress=progress.preprocess,
+            ray=ray,
+        )
+        publish(done.manifest, folder)
+        with suppress(OSError):  # the node has its copy already
+            os.rename(folder, cache_folder(done.manifest.digest))
+    log.info(
+        "%s: %.0f images/s, set aside: %s", spec.dataset, done.images_per_second, done.manifest.set_aside or "none"
+    )
+    return PrepareReport(
+        dataset=spec.dataset,
+        dataset_digest=done.manifest.digest,
+        manifest_uri=store().uri(done.manifest.key),
+        rows=done.manifest.rows,
+        set_aside=done.manifest.set_aside,
+        images_per_second=done.images_per_second,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Rates:
+    """Turns counts into progress with a rate."""
+
+    def __init__(self, write: ProgressWriter):
+        self._write = write
+        self._last: Progress | None = None
+        self._stage = ""
+        self._started = 0.0
+
+    def download(self, done: int, total: int) -> None:
+        self._tell("download", done, total, "bytes")
+
+    def preprocess(self, done: int, total: int) -> None:
+        self._tell("preprocess", done, total, "images")
+
+    def close(self) -> None:
+        self._write.close(self._last)
+
+    def _tell(self, stage: str, done: int, total: int, unit: str) -> None:
+        if stage != self._stage:
+            self._stage, self._started = stage, time.monotonic()
+        rate = done / max(time.monotonic() - self._started, 1e-3)
+        self._last = Progress(step="prepare", stage=stage, done=done, total=total, unit=unit, per_second=rate)
+        self._write(self._last)
