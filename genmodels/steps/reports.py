@@ -73,6 +73,15 @@ def clear_failure(step: str, spec: RunSpec) -> None:
     store().delete([f"{folder(step, spec)}/{step}.error.json"])
 
 
+def newest_samples(spec: RunSpec, *, after: int = -1) -> tuple[int, bytes] | None:
+    """Images shown and the PNG of the last sample grid of a training, if there is one beyond `after` images shown."""
+    prefix = f"{folder('train', spec)}/samples/"
+    keys = [info.key for info in store().list(prefix)]
+    if not keys or (images := int(keys[-1].removeprefix(prefix).removesuffix(".png"))) <= after:
+        return None
+    return images, store().get(keys[-1])
+
+
 class ProgressWriter:
     """Writes a step's progress at most once a second, in the background, and never fails or waits.
 

@@ -1,0 +1,210 @@
+"""What a person sees of a run in Prefect: progress, samples, metrics, links and the decision, as artifacts.
+
+An artifact that cannot be published is one warning in the log and never stops a run.
+"""
+
+import base64
+import functools
+import io
+import math
+import re
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, ParamSpec
+from uuid import UUID
+
+from PIL import Image
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+
+from genmodels.settings import settings
+from genmodels.spec import EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
+from genmodels.steps.reports import newest_samples
+from genmodels.tracking.runs import find_run
+
+P = ParamSpec("P")
+SAMPLES_PIXELS = 768
+
+
+class Every:
+    """True at most once in so many seconds."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._last = seconds, -math.inf
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+def best_effort(publish: Callable[P, None]) -> Callable[P, None]:
+    """Makes a failure to publish one warning: the server being away for a while is no reason to stop a run."""
+    failures: list[Exception] = []
+
+    @functools.wraps(publish)
+    def published(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            publish(*args, **kwargs)
+        except Exception as error:  # whatever a client, a server or a proxy between them comes up with
+            if not failures:
+                get_run_logger().warning("Prefect's pages may be out of date: %s: %s", type(error).__name__, error)
+            failures.append(error)
+        else:
+            failures.clear()
+
+    return published
+
+
+class Live:
+    """The artifacts of a step while it runs: its progress, and the samples of a training."""
+
+    def __init__(self, step: str, spec: RunSpec):
+        self.step, self.spec = step, spec
+        self._progress_id: UUID | None = None
+        self._samples_id: UUID | None = None
+        self._images_shown = -1
+        self._linked = step != "train"
+        self._progress_due, self._samples_due = Every(5), Every(10)
+
+    def update(self, progress: Progress | None, *, last: bool = False) -> None:
+        """Publish what is new, if it is time to."""
+        if self._progress_due() or last:
+            self._update_progress(progress)
+        if self.step == "train" and (self._samples_due() or last):
+            self._update_samples()
+            self._link_tracking()
+
+    @best_effort
+    def _update_progress(self, progress: Progress | None) -> None:
+        percent = 100 * progress.done / max(1, progress.total) if progress else 0.0
+        description = f"**{self.step}** · {described(progress) if progress else 'starting on Ray'}"
+        if self._progress_id is None:
+            self._progress_id = _id(
+                create_progress_artifact(percent, _key(f"{self.step}-progress", self.spec), description)
+            )
+        else:
+            update_progress_artifact(self._progress_id, percent, description)
+
+    @best_effort
+    def _update_samples(self) -> None:
+        found = newest_samples(self.spec, after=self._images_shown)
+        if found is None:
+            return
+        self._images_shown, png = found
+        description = (
+            f"Samples of {self.spec.model} after {self._images_shown:,} images, from the same latents every time"
+        )
+        if self._samples_id is None:
+            self._samples_id = _id(create_image_artifact(_data_uri(png), _key("samples", self.spec), description))
+        else:
+            client = TaskRunContext.get().client  # pyright: ignore[reportOptionalMemberAccess]
+            client.update_artifact(self._samples_id, ArtifactUpdate(data=_data_uri(png), description=description))  # pyright: ignore
+
+    @best_effort
+    def _link_tracking(self) -> None:
+        if not self._linked and (run_id := find_run(self.spec)):
+            link("mlflow-run", "MLflow run: curves, samples, parameters", tracking_url(run_id), self.spec)
+            self._linked = True
+
+
+def described(progress: Progress) -> str:
+    """One line for people: stage, amount, rate, time left and losses."""
+    parts = [progress.stage, f"{progress.done:,} of {progress.total:,} {progress.unit}"]
+    if progress.per_second:
+        parts.append(f"{progress.per_second:,.1f} {progress.unit}/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"{timedelta(seconds=round(progress.eta_seconds))} left")
+    parts += [f"{name} {value:.4g}" for name, value in progress.values.items()]
+    return " · ".join(part for part in [*parts, progress.message] if part)
+
+
+@best_effort
+def link(name: str, text: str, address: str, spec: RunSpec) -> None:
+    """A link to another tool's page."""
+    create_link_artifact(address, link_text=text, key=_key(name, spec))
+
+
+@best_effort
+def dataset_table(report: PrepareReport, spec: RunSpec) -> None:
+    """What the data set holds, and what was set aside and why."""
+    rows = [{"table": table, "examples": f"{count:,}"} for table, count in report.rows.items()]
+    rows += [{"table": f"set aside: {reason}", "examples": f"{count:,}"} for reason, count in report.set_aside.items()]
+    create_table_artifact(rows, _key("dataset", spec), f"{report.dataset}, digest `{report.dataset_digest}`")
+
+
+@best_effort
+def metrics_table(report: EvaluationReport, spec: RunSpec) -> None:
+    """Each metric beside its floor (real data) and its ceiling (the untrained model)."""
+    rows = [_row(metric, metric.name == report.primary) for metric in report.metrics]
+    description = f"{spec.model} on {spec.dataset}; **{report.primary}** decides the promotion"
+    create_table_artifact(rows, _key("metrics", spec), description)
+
+
+@best_effort
+def decision(promotion: Promotion, spec: RunSpec) -> None:
+    """Why a challenger became champion, or why it did not."""
+    verdict = "is the champion" if promotion.promoted else "stays a challenger"
+    champion = (
+        "none" if promotion.champion is None else f"{promotion.champion:.5g} (version {promotion.champion_version})"
+    )
+    create_markdown_artifact(
+        f"# {promotion.name} version {promotion.version} {verdict}\n\n{promotion.reason}\n\n"
+        f"| {promotion.metric} | |\n|---|---|\n"
+        f"| challenger (version {promotion.version}) | {promotion.challenger:.5g} |\n| champion before | {champion} |\n",
+        _key("promotion", spec),
+        f"{promotion.name} version {promotion.version} {verdict}",
+    )
+
+
+def tracking_url(run_id: str) -> str:
+    """The page of an MLflow run."""
+    return f"{settings().mlflow_url}/#/runs/{run_id}"
+
+
+def _row(metric: Metric, primary: bool) -> dict[str, str]:
+    gap = metric.gap_closed
+    return {
+        "metric": f"{metric.name} (primary)" if primary else metric.name,
+        "value": _number(metric.value),
+        "interval": f"{_number(metric.low)} – {_number(metric.high)}",
+        "floor (real data)": _number(metric.floor),
+        "untrained": _number(metric.untrained),
+        "gap closed": "" if gap is None or not math.isfinite(gap) else f"{gap:.1%}",
+        "better": metric.better,
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _key(name: str, spec: RunSpec) -> str:
+    """An artifact's key; one key is one history over all runs of a model on a data set."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{spec.model}-{spec.dataset_name}").strip("-")
+
+
+def _data_uri(png: bytes) -> str:
+    """The picture itself in the place of an address: it needs no credentials, does not expire, and any browser that
+    reaches Prefect shows it."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((SAMPLES_PIXELS, SAMPLES_PIXELS))
+    webp = io.BytesIO()
+    image.save(webp, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
+
+
+def _id(artifact_id: Any) -> UUID:
+    return artifact_id

@@ -1,0 +1,193 @@
+"""One Prefect task per step: find its report, or follow its Ray job, and tell people how it goes.
+
+A step's result is its report in the object store, under a key made from all that decides it. So a task's result is
+never stored a second time by Prefect: a rerun, here or on another machine, finds the report and ends as `Cached`;
+a report that is gone is made again.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from prefect import get_client, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run, task_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.tasks import Task, exponential_backoff
+
+from flows.artifacts import Every, Live, dataset_table, decision, link, metrics_table
+from genmodels.errors import GenmodelsError, UnavailableError
+from genmodels.jobs import Job, attach_or_submit, stop_job
+from genmodels.spec import (
+    EvaluationReport,
+    PrepareReport,
+    Progress,
+    Record,
+    RegisterReport,
+    RunSpec,
+    TrainReport,
+)
+from genmodels.steps.reports import load_report
+
+R = TypeVar("R", bound=Record)
+
+RETRIES = 3
+JOB_LABEL = "genmodels.ray_job"
+LOG_LINES, LOG_SECONDS = 20, 10.0
+
+watcher: ContextVar[Callable[[Progress], None] | None] = ContextVar("watcher", default=None)
+"""Who else wants each progress of this process's flow: the terminal of `genmodels retrain`."""
+
+
+def is_transient(task: Task[..., Any], task_run: TaskRun, state: State) -> bool:
+    """Whether what made a task fail can pass by itself."""
+    return getattr(state.data, "transient", False)
+
+
+STEP: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": RETRIES,
+    "retry_delay_seconds": exponential_backoff(10),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": is_transient,
+}
+
+
+@task(name="prepare", task_run_name="prepare {spec.dataset}", **STEP)
+def prepare(spec: RunSpec) -> State:
+    """Download, check and preprocess the data set, unless that is done."""
+    return _run("prepare", spec, PrepareReport, dataset_table)
+
+
+@task(name="train", task_run_name="train {spec.model}", **STEP)
+def train(spec: RunSpec) -> State:
+    """Train the model, or go on from its last checkpoint."""
+    return _run("train", spec, TrainReport)
+
+
+@task(name="evaluate", task_run_name="evaluate {spec.model}", **STEP)
+def evaluate(spec: RunSpec) -> State:
+    """Measure the trained model beside real data and the untrained model."""
+    return _run("evaluate", spec, EvaluationReport, metrics_table)
+
+
+@task(name="register", task_run_name="register {spec.model}", **STEP)
+def register(spec: RunSpec) -> State:
+    """Make the trained model a version in MLflow's registry, with alias challenger."""
+    return _run("register", spec, RegisterReport)
+
+
+@task(name="promote", task_run_name="promote {spec.model}", **STEP)
+def promote(spec: RunSpec) -> State:
+    """Make the challenger the champion, if it is better beyond the noise."""
+    from genmodels.tracking import promotion
+
+    try:
+        outcome = promotion.promote(spec)
+    except GenmodelsError as error:
+        return _failed(error)
+    decision(outcome, spec)
+    return Completed(message=outcome.reason, data=outcome)
+
+
+def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
+    """Hook: a flow run that is cancelled or crashes takes its Ray job with it; a checkpoint stays."""
+    labels = get_client(sync_client=True).read_flow_run(flow_run.id).labels
+    if job_id := labels.get(JOB_LABEL):
+        stop_job(str(job_id))
+
+
+def _run(step: str, spec: RunSpec, kind: type[R], publish: Callable[[R, RunSpec], None] | None = None) -> State:
+    """The state a step's task ends in: with the report, or with the error and what will be done about it."""
+    try:
+        report, cached = load_report(step, spec, kind), True
+        if report is None:
+            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_run.ui_url or ""})
+            if not _follow(job):
+                return Cancelled(
+                    message=f"{task_run.name} was cancelled; run it again to go on from its last checkpoint."
+                )
+            report, cached = load_report(step, spec, kind), False
+        if report is None:
+            raise UnavailableError(f"The {step} step ended without the report it should leave at {job.id}.")
+    except GenmodelsError as error:
+        return _failed(error)
+    if publish:
+        publish(report, spec)
+    if cached:
+        return Completed(name="Cached", message="Done before; nothing was computed.", data=report)
+    return Completed(data=report)
+
+
+def _failed(error: GenmodelsError) -> State:
+    if not error.transient:
+        outlook = "Not retried: it cannot pass by itself."
+    elif task_run.run_count <= RETRIES:
+        outlook = f"Attempt {task_run.run_count} of {RETRIES + 1}; it is retried in a while."
+    else:
+        outlook = "Not retried again; start the flow anew when the cause is gone, and it goes on from where it was."
+    return Failed(message=f"{task_run.name} failed: {error} {outlook}", data=error)
+
+
+def _follow(job: Job) -> bool:
+    """Tell people of a job until it has succeeded; False if the flow run was cancelled, and the job stopped."""
+    _announce(job)
+    live, logs, watch, cancel_due = Live(job.step, job.spec), _LogRelay(job), watcher.get(), Every(3)
+    update = None
+    for update in job.follow():
+        logs.relay(update.lines)
+        live.update(update.progress)
+        if watch:
+            watch(job.step, update.progress)
+        if cancel_due() and _is_cancelled():
+            get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
+            job.stop()
+            return False
+    live.update(update.progress if update else None, last=True)
+    return True
+
+
+def _announce(job: Job) -> None:
+    """Where the job is, and, for the hook that stops it, its id."""
+    get_run_logger().info("Following Ray job %s", job.url)
+    link(f"{job.step}-job", f"Ray job {job.id}", job.url, job.spec)
+    _client().update_flow_run_labels(flow_run.id, {JOB_LABEL: job.id})
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this flow run in Prefect; in a process that no runner supervises, nobody else looks."""
+    try:
+        state = _client().read_flow_run(flow_run.id).state
+    except Exception:  # Prefect is away; the job goes on
+        return False
+    return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
+
+
+def _client() -> Any:
+    context = TaskRunContext.get()
+    assert context, "called by tasks only"
+    return context.client
+
+
+class _LogRelay:
+    """A job's log lines in the task's log, so many in a while at most."""
+
+    def __init__(self, job: Job):
+        self._job, self._window = job, Every(LOG_SECONDS)
+        self._sent = self._left_out = 0
+
+    def relay(self, lines: list[str]) -> None:
+        logger = get_run_logger()
+        if self._window():
+            if self._left_out:
+                logger.info("(%d more lines in %s)", self._left_out, self._job.url)
+            self._sent = self._left_out = 0
+        shown = lines[: LOG_LINES - self._sent]
+        for line in shown:
+            logger.info(line)
+        self._sent += len(shown)
+        self._left_out += len(lines) - len(shown)
