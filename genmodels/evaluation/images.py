@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """What a PNG of the images holds: uint8 in 0..255, float images rounded and clipped. All scores are made of these."""
+    """What a PNG of the images holds: uint8 in 0..255, float images rounded and clipped. All scores use these."""
     if images.dtype == torch.uint8:
         return images
     return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)

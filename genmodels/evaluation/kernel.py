@@ -35,7 +35,7 @@ def _with_original(counts: Tensor) -> Tensor:
 
 
 def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor) -> Tensor:
-    """Mean kernel of the pairs, (1 + replicates,), each pair weighted by how often both are drawn; no image with itself."""
+    """Mean kernel of the pairs, (1 + replicates,), weighted by how often both are drawn; no image with itself."""
     total = torch.zeros(len(counts_x), dtype=torch.float64)
     for start in range(0, len(x), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)

@@ -1,6 +1,6 @@
 """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003) as a measure of diversity (Odena et al. 2017).
 
-The mean similarity of random pairs of images: a generator that draws fewer different images than there are scores higher.
+The mean similarity of random pairs of images: a generator that repeats itself scores higher than the real images do.
 As in the scripts of Karras et al. 2018 the window shrinks with an image smaller than 11 pixels.
 """
 

@@ -94,8 +94,8 @@ def test_gaussian_noise_is_at_the_distance_the_projections_say():
     N(0, 1), the second to N(0, (sum u)^2), so the distance is E| 1 - |sum u| | sqrt(2/pi), u uniform in 49 dimensions.
     """
     rng = np.random.default_rng(0)
-    white = torch.from_numpy(rng.normal(size=(2000, 1, 8, 8))).float() / 8
-    flat = torch.from_numpy(rng.normal(size=(2000, 1, 1, 1))).float().expand(-1, -1, 8, 8) / 8
+    white = torch.from_numpy(rng.normal(size=(1000, 1, 8, 8))).float() / 8
+    flat = torch.from_numpy(rng.normal(size=(1000, 1, 1, 1))).float().expand(-1, -1, 8, 8) / 8
     u = rng.normal(size=(200_000, 49))
     expected = np.abs(1 - np.abs((u / np.linalg.norm(u, axis=1, keepdims=True)).sum(1))).mean() * np.sqrt(2 / np.pi)
     value = swd.sliced_wasserstein(white, flat, generator=generator())[8].value
@@ -108,7 +108,7 @@ def test_constant_images_are_measured_not_divided_by_zero():
 
 
 def test_the_standard_error_is_the_spread_of_repeated_experiments(monkeypatch):
-    """Twenty-five pairs of fresh samples scatter as much as the bootstrap of one pair says."""
+    """Twenty pairs of fresh samples scatter as much as the bootstrap of one pair says."""
     monkeypatch.setattr(swd, "REPEATS", 1)
 
     def brighter(images: torch.Tensor, seed: int) -> torch.Tensor:
@@ -116,8 +116,8 @@ def test_the_standard_error_is_the_spread_of_repeated_experiments(monkeypatch):
         return (0.4 * images + 77 + light).clamp(0, 255).byte()
 
     scores = []
-    for i in range(25):
-        real, fake = photos(200, 1, 8, seed=2 * i), brighter(photos(200, 1, 8, seed=2 * i + 1), i)
+    for i in range(20):
+        real, fake = photos(150, 1, 8, seed=2 * i), brighter(photos(150, 1, 8, seed=2 * i + 1), i)
         scores.append(swd.sliced_wasserstein(real, fake, generator=generator(i))[8])
     spread = np.std([score.value for score in scores], ddof=1)
     assert np.mean([score.standard_error for score in scores]) == pytest.approx(spread, rel=0.45)
