@@ -71,7 +71,7 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {
 def input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Gradient of each sample's logit (its mean, for a map of logits) towards the sample, flat, (B, C*H*W), in fp32
     outside autocast and differentiable once more."""
-    images = images.detach().requires_grad_()
+    images = images.detach().requires_grad_().view_as(images)  # torch's FLOP counter cannot follow a leaf here
     with torch.autocast(images.device.type, enabled=False):
         logits = critic(images)
         (gradient,) = torch.autograd.grad(logits.reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
@@ -101,5 +101,5 @@ def drift(real: Tensor) -> Tensor:
 @torch.no_grad()
 def clip_weights(parameters: Iterable[nn.Parameter], bound: float) -> None:
     """Clamps every weight to [-bound, bound], WGAN's way to a Lipschitz critic (Arjovsky et al. 2017, algorithm 1)."""
-    torch._foreach_clamp_min_(list(parameters), -bound)
-    torch._foreach_clamp_max_(list(parameters), bound)
+    for parameter in parameters:
+        parameter.clamp_(-bound, bound)

@@ -12,6 +12,7 @@ from genmodels.models.base import (
     Adam,
     Batch,
     Context,
+    DataInfo,
     Density,
     Ema,
     GenerativeModel,
@@ -39,8 +40,7 @@ class Toy(GenerativeModel):
     ema = Ema(("generator",), half_life_images=64)
 
     def __init__(self, config: ToyConfig | None = None, *, poisoned: set[tuple[int, int]] | None = None):
-        super().__init__()
-        self.config = config or ToyConfig()
+        super().__init__(config or ToyConfig(), DataInfo(channels=1))
         self.poisoned = poisoned or set()
         generator = torch.Generator().manual_seed(0)
         self.generator = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 16))

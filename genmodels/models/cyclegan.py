@@ -129,7 +129,7 @@ class Generator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W) in [-1, 1]; H and W are multiples of 4."""
-        return self.layers(images)
+        return self.layers(images).float()
 
 
 class ImagePool(nn.Module):
@@ -176,6 +176,7 @@ class CycleGAN(GenerativeModel):
     config: Config
     density = Density.IMPLICIT
     title = "CycleGAN"
+    unpaired = True
     domains = ("a", "b")
 
     def __init__(self, config: Config, data: DataInfo):

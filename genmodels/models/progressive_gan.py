@@ -167,9 +167,9 @@ class Generator(nn.Module):
         for block in self.blocks[:level]:
             before, x = x, block(x)
         images = self.to_rgb[level](x)
-        if alpha == 1:
-            return images
-        return torch.lerp(upsample(self.to_rgb[level - 1](before)), images, alpha)
+        if alpha < 1:
+            images = torch.lerp(upsample(self.to_rgb[level - 1](before)), images, alpha)
+        return images.float()
 
 
 class DiscriminatorBlock(nn.Module):
