@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from genmodels.data.examples import (
     read_idx,
     with_held_out,
 )
+from genmodels.data.images import decoded
 from genmodels.errors import DataError, SpecError, unknown
 from genmodels.settings import settings
 from genmodels.storage.files import new_folder
@@ -188,25 +190,28 @@ def _objects(bucket: ObjectStore, prefix: str) -> list[tuple[str, int, str]]:
 
 
 def _digits(files: Mapping[str, Path]) -> Examples:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.rint(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return of_arrays({"train": (images, np.asarray(labels))}, _DIGITS)
+    rows = np.loadtxt(_sklearn_file("data/digits.csv.gz"), delimiter=",")
+    images = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return of_arrays({"train": (images, rows[:, -1])}, _DIGITS)
 
 
 def _photos(files: Mapping[str, Path]) -> Examples:
     """Seeded square crops of two photographs; the held-out ones come from the right quarter, which no other touches."""
-    from sklearn.datasets import load_sample_image
-
     tables = {}
     for domain, name in (("a", "china.jpg"), ("b", "flower.jpg")):
-        photo = Image.fromarray(load_sample_image(name))
+        photo = decoded(_sklearn_file(f"images/{name}").read_bytes())
         border = photo.width * 3 // 4
         generator = np.random.default_rng(ord(domain))
         tables[f"train_{domain}"] = _crops(photo.crop((0, 0, border, photo.height)), 400, generator), None
         tables[f"test_{domain}"] = _crops(photo.crop((border, 0, photo.width, photo.height)), 64, generator), None
     return of_arrays(tables)
+
+
+def _sklearn_file(name: str) -> Path:
+    """A data file of scikit-learn's, found without importing it, which takes seconds."""
+    spec = find_spec("sklearn")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / name
 
 
 def _crops(photo: Image.Image, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ from tenacity import (
     retry,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from genmodels.errors import AccessError, DataError, UnavailableError
@@ -256,7 +256,7 @@ def _mirror_sums(mirror: str) -> dict[str, str]:
 @retry(
     retry=retry_if_exception_type(UnavailableError),
     stop=stop_after_attempt(3),
-    wait=wait_exponential_jitter(0.25, 5),
+    wait=wait_random_exponential(0.25, max=5),
     reraise=True,
 )
 def _get_text(address: str) -> str:

@@ -34,8 +34,9 @@ TOO_SMALL = "smaller than the resolution"
 
 @dataclass
 class Levels:
-    """What became of a run of images: arrays by column, (N, C, R, R) uint8, for the positions in `kept`;
-    how many were set aside and at which position first, by reason; and the smallest side of those that are too small."""
+    """What became of a run of images: arrays by column, (N, C, R, R) uint8, for the positions in `kept`; how many
+    were set aside and at which position first, by reason; and the smallest side of
+    those that are too small."""
 
     kept: list[int]
     columns: dict[str, np.ndarray]

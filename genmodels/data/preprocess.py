@@ -170,7 +170,7 @@ class _Account:
         if self.set_aside.most_common(1)[0][0] == TOO_SMALL:
             fits = 1 << (max(self._smallest_side, 1).bit_length() - 1)
             advice = (
-                f"the resolution is {self.resolution}×{self.resolution} and the shortest side is {self._smallest_side}; "
+                f"the resolution is {self.resolution}×{self.resolution}, the shortest side {self._smallest_side}; "
                 f"take `--set resolution={fits}` or less, or larger images"
             )
         else:
@@ -276,6 +276,7 @@ def _submit(examples: Examples, resolution: int, channels: int, processes: int |
 
 def _on_ray(resolution: int, channels: int) -> Submit:
     import ray
+    from ray.exceptions import RayError
 
     ray.init(ignore_reinit_error=True)
     task = ray.remote(levels)
@@ -287,7 +288,7 @@ def _on_ray(resolution: int, channels: int) -> Submit:
     def result(reference: Any) -> Levels:
         try:
             return ray.get(reference)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise UnavailableError(f"A preprocessing task was lost ({type(error).__name__}); try again.") from error
 
     return lambda runs: _in_order(runs, submit, result, in_flight)

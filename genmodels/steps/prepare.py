@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from genmodels.data.catalogue import CatalogueEntry, find

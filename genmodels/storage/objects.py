@@ -26,7 +26,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from pydantic import BaseModel
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, SpecError, UnavailableError
 from genmodels.settings import Settings, settings
@@ -273,7 +273,7 @@ def _is_broken_stream(error: BaseException) -> bool:
 
 def _repeated(if_: Any) -> Retrying:
     return Retrying(
-        retry=retry_if_exception(if_), stop=stop_after_attempt(5), wait=wait_exponential_jitter(0.2, 5), reraise=True
+        retry=retry_if_exception(if_), stop=stop_after_attempt(5), wait=wait_random_exponential(0.2, max=5), reraise=True
     )
 
 
