@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
@@ -35,7 +35,7 @@ from genmodels.settings import Home, Settings, settings, without_proxy_for_loopb
 from genmodels.spec import digest
 
 HOST = "127.0.0.1"
-USUAL_PORTS = {"s3": 8333, "mlflow": 5000, "prefect": 4200, "ray": 8265}
+USUAL_PORTS: dict[str, int | None] = {"s3": 8333, "mlflow": 5000, "prefect": 4200, "ray": 8265}
 INNER_PORTS = ["s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc"]
 INNER_PORTS += [f"ray.{part}" for part in ("gcs", "client", "node", "objects", "agent", "agent.grpc", "env", "metrics")]
 OWNER = "GENMODELS_STACK"  # in the environment of all processes of a stack: the home they belong to
@@ -75,6 +75,7 @@ class Service:
     environment: dict[str, str]
     headers: dict[str, str] = field(default_factory=dict)
     stop_signal: str = "TERM"
+    stop_group: bool = True
 
     def answers(self) -> bool:
         """Whether it serves requests now."""
@@ -124,6 +125,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 f"-s3.localSocket={home / 'run/s3.sock'}",
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
+                "-s3.autoCreateBucket=false",  # a mistyped bucket is an error, not a new bucket
                 *(f"-{part}.port={port[part]}" for part in ("master", "volume", "filer", "s3")),
                 *(f"-{part}.port.grpc={port[f'{part}.grpc']}" for part in ("master", "volume", "filer", "s3")),
             ],
@@ -169,11 +171,13 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
         "ray": Service(
             name="ray",
             title="Ray",
+            stop_group=False,
             address=stack.ray_address,
             health=f"{stack.ray_address}/api/jobs/",
             headers={"Authorization": f"Bearer {stack.ray_token_path.read_text()}"},
             command=[
                 *(str(tools / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--log-color=false"),
+                "--include-dashboard=true",  # without it a head whose dashboard failed would stay, and take no jobs
                 *(f"--node-ip-address={HOST}", f"--temp-dir={home / 'ray'}"),
                 *(f"--dashboard-host={HOST}", f"--dashboard-port={port['ray']}", f"--port={port['ray.gcs']}"),
                 f"--ray-client-server-port={port['ray.client']}",
@@ -216,15 +220,15 @@ class LocalStack:
             supervisor = self._supervisor()
             if supervisor is None:
                 sweep(self.home)  # what a killed supervisor left would hold the ports and the data
-                self._launch(self._configure())
+                self._configure()
+                self._launch()
                 supervisor = self._supervisor(wait_seconds=20)
             stack = self.read()
             if supervisor is None or stack is None:
                 raise UnavailableError(
                     f"The supervisor did not start; its log is {self.home / 'logs/supervisord.log'}."
                 )
-            known = services(self.short_home, stack)
-            self._start(supervisor, [known[name] for name in names], on_change)
+            self._start(supervisor, stack, names, on_change)
             if "s3" in names:
                 create_bucket(stack)
         settings.cache_clear()
@@ -238,13 +242,17 @@ class LocalStack:
             supervisor = self._supervisor()
             if supervisor is not None:
                 process = psutil.Process(supervisor.supervisor.getPID())
+                family = [process, *process.children(recursive=True)]
                 supervisor.supervisor.shutdown()
                 psutil.wait_procs([process], timeout=3 * STOP_SECONDS)
+                kill(psutil.wait_procs(family, timeout=3)[1])  # Ray's workers notice the end of their raylet by then
             swept = sweep(self.home)
             if (stack := self.read()) is not None:
                 for port in stack.ports.values():  # weed puts sockets where no option can move them, and leaves them
                     for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
                         left.unlink(missing_ok=True)
+            if self.short_home != self.home:
+                self.short_home.unlink()
         return supervisor is not None or swept > 0
 
     def status(self) -> list[ServiceStatus]:
@@ -297,7 +305,7 @@ class LocalStack:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _configure(self) -> Stack:
+    def _configure(self) -> None:
         """Write all files that the programs read: keys at the first time, ports that are free now, configuration."""
         for folder in ("run", "logs", "s3", "mlflow", "prefect", "ray"):
             (self.home / folder).mkdir(mode=0o700, exist_ok=True)
@@ -322,22 +330,20 @@ class LocalStack:
             self.home / "supervisord.conf", supervisor_configuration(self.short_home, services(self.short_home, stack))
         )
         write_secret(self.file, stack.model_dump_json(indent=2))
-        return stack
 
-    def _launch(self, stack: Stack) -> None:
+    def _launch(self) -> None:
         """Start supervisord in the background; every process below it carries the home it belongs to."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         environment = {**os.environ, **without_proxy_for_loopback(os.environ), "PATH": path, OWNER: str(self.home)}
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.home / "supervisord.conf")]
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL)
 
-    def _supervisor(self, wait_seconds: float = 0.0) -> ServerProxy | None:
-        """The running supervisor's interface, or None."""
+    def _supervisor(self, wait_seconds: float = 0.0) -> Any:
+        """The running supervisor's XML-RPC interface, or None."""
         from supervisor.xmlrpc import SupervisorTransport
 
-        proxy = ServerProxy(
-            "http://localhost", SupervisorTransport(None, None, f"unix://{self.short_home}/run/supervisor.sock")
-        )
+        transport = SupervisorTransport(None, None, f"unix://{self.short_home}/run/supervisor.sock")
+        proxy = cast(Any, ServerProxy("http://localhost", transport))
         deadline = time.monotonic() + wait_seconds
         while True:
             try:
@@ -348,10 +354,11 @@ class LocalStack:
                     return None
                 time.sleep(0.05)
 
-    def _start(self, supervisor: ServerProxy, wanted: list[Service], on_change: OnChange) -> None:
+    def _start(self, supervisor: Any, stack: Stack, names: Sequence[str], on_change: OnChange) -> None:
         """Start the services side by side and return when all answer."""
         began = time.monotonic()
-        pending = {service.name: service for service in wanted}
+        known = services(self.short_home, stack)
+        pending = {name: known[name] for name in names}
         for name in pending:
             with suppress(Fault):  # it runs already
                 supervisor.supervisor.startProcess(name, False)
@@ -359,14 +366,15 @@ class LocalStack:
         while pending:
             for name, service in list(pending.items()):
                 seconds = time.monotonic() - began
-                state = supervisor.supervisor.getProcessInfo(name)["statename"]
-                if state == "FATAL" or seconds > START_SECONDS:
+                info = supervisor.supervisor.getProcessInfo(name)
+                if info["statename"] == "FATAL" or seconds > START_SECONDS:
                     on_change(name, "failed", seconds)
                     end = "".join(self.log(name).read_text(errors="replace").splitlines(keepends=True)[-5:])
                     raise UnavailableError(
                         f"{service.title} did not come up in {seconds:.0f} s; {self.log(name)} ends:\n{end}"
                     )
-                if state == "RUNNING" and service.answers():
+                # The port must be its own: another program that took it meanwhile would answer, too.
+                if info["statename"] == "RUNNING" and listens(info["pid"], stack.ports[name]) and service.answers():
                     on_change(name, "running", seconds)
                     del pending[name]
             time.sleep(0.1)
@@ -379,6 +387,17 @@ def state_of(process: dict[str, Any] | None, service: Service) -> State:
     if process["statename"] in {"FATAL", "EXITED", "UNKNOWN"}:
         return "failed"
     return "running" if service.answers() else "starting"
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this process or one below it listens on the port."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in member.net_connections("tcp")):
+                    return True
+    return False
 
 
 def choose_ports(before: dict[str, int]) -> dict[str, int]:
@@ -452,7 +471,7 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
             "startretries": "3",
             "stopsignal": service.stop_signal,
             "stopwaitsecs": str(STOP_SECONDS),
-            "stopasgroup": "true",
+            "stopasgroup": str(service.stop_group).lower(),
             "killasgroup": "true",
             "redirect_stderr": "true",
             "stdout_logfile": quote(home / f"logs/{service.name}.log"),
@@ -481,11 +500,16 @@ def write_secret(path: Path, text: str) -> None:
 def sweep(home: Path) -> int:
     """Kill what is left of the stack in `home`, wherever its parents went; returns how many processes those were."""
     left = list(processes_of(home))
-    for process in left:
+    kill(left)
+    return len(left)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill the processes and wait until they are gone."""
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=STOP_SECONDS)
-    return len(left)
+    psutil.wait_procs(processes, timeout=STOP_SECONDS)
 
 
 def processes_of(home: Path) -> Iterator[psutil.Process]:

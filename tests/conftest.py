@@ -17,7 +17,7 @@ from threading import Thread
 import pytest
 
 from genmodels.settings import Settings, settings
-from genmodels.stack import SERVICES, LocalStack
+from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
 
 DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 STACK_STARTING: Future[object] | None = None
@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """A home of the session's own, before any test module reads a setting."""
     for name in [name for name in os.environ if name.startswith("GENMODELS_") and name != "GENMODELS_TEST_DATA"]:
         del os.environ[name]
+    USUAL_PORTS.update(dict.fromkeys(USUAL_PORTS))  # a developer's own stack is not to be met on them
     os.environ["GENMODELS_HOME"] = tempfile.mkdtemp(prefix="gm-")
 
 
@@ -95,7 +96,7 @@ def data_mirror() -> Iterator[str]:
 class RangeRequestHandler(SimpleHTTPRequestHandler):
     """Serves files, and parts of files as `Range: bytes=START-` asks for them (RFC 9110, 14.2)."""
 
-    def send_head(self):  # noqa: ANN201 - as in the base class
+    def send_head(self):
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if match is None or not path.is_file():
@@ -112,5 +113,5 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         file.seek(start)
         return file
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing between the tests."""
