@@ -24,6 +24,7 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
+from urllib3.exceptions import HTTPError
 
 from genmodels.errors import AccessError, DataError, UnavailableError
 from genmodels.settings import settings
@@ -33,6 +34,7 @@ from genmodels.storage.objects import store
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 CHUNK_BYTES = 1 << 20
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.25, 30.0
 PATIENCE = 6  # tries in a row that bring not one byte
 log = logging.getLogger(__name__)
 
@@ -155,7 +157,7 @@ class Download:
         repeat = Retrying(
             retry=retry_if_exception_type(UnavailableError),
             stop=lambda state: self._idle_tries >= PATIENCE,
-            wait=lambda state: min(30.0, 0.25 * 2**self._idle_tries) * random.uniform(0.5, 1.0),
+            wait=lambda state: _delay(self._idle_tries),
             before_sleep=self._tell,
             reraise=True,
         )
@@ -169,7 +171,7 @@ class Download:
                 self.url, headers=self._range(before), stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)
             ) as answer:
                 self._receive(answer, before)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:
             raise UnavailableError(
                 f"{self.title}: {self.url} does not answer ({_reason(error)}); try again later."
             ) from error
@@ -199,7 +201,8 @@ class Download:
         etag = answer.headers.get("ETag", "")
         self._version = None if etag.startswith("W/") else etag or None
         with open(self.part, "ab" if continued else "wb") as file:
-            for chunk in answer.iter_content(CHUNK_BYTES):
+            # Unlike iter_content, read1 hands over what came before the line broke.
+            while chunk := answer.raw.read1(CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
                 self.progress(done, total)
@@ -283,6 +286,10 @@ def _pinned(urls: tuple[str, ...]) -> str | None:
 
 def _pin_key(urls: tuple[str, ...]) -> str:
     return f"raw/pins/{digest(urls)}.json"
+
+
+def _delay(idle_tries: int) -> float:
+    return min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**idle_tries) * random.uniform(0.5, 1.0)
 
 
 def _reason(error: Exception) -> str:
