@@ -35,7 +35,7 @@ class Workers:
         """Overwrites the tensors with those of the first worker."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor.detach(), src=0)
 
     def barrier(self) -> None:
         """Waits until every worker is here."""

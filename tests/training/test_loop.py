@@ -1,0 +1,118 @@
+"""The loop on a real object store: checkpoints that survive, are pruned and passed over, and rollbacks."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from toy import Toy, engine, flat
+
+from genmodels.errors import DivergedError
+from genmodels.storage.objects import store
+from genmodels.training.checkpoints import Best, Checkpoints
+from genmodels.training.engine import Engine
+from genmodels.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("s3")
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Notes:
+    """An observer that remembers, and can end the process's work in the middle."""
+
+    def __init__(self, stop_after_images: int | None = None):
+        self.grids: list[int] = []
+        self.losses: list[Mapping[str, float]] = []
+        self.stop_after_images = stop_after_images
+
+    def progress(self, engine: Engine, losses: Mapping[str, float], images_per_second: float) -> None:
+        self.losses.append(losses)
+
+    def samples(self, engine: Engine) -> None:
+        self.grids.append(engine.position.images)
+        if self.stop_after_images is not None and engine.position.images >= self.stop_after_images:
+            raise Interrupted
+
+    def score(self, engine: Engine) -> float | None:
+        return abs(engine.position.images - 160.0)
+
+
+@pytest.fixture
+def checkpoints(request: pytest.FixtureRequest) -> Checkpoints:
+    return Checkpoints(store(), f"runs/{request.node.name}", keep=2)
+
+
+def objects(checkpoints: Checkpoints) -> list[str]:
+    return [key.rsplit("/", 1)[1] for key in checkpoints._keys()]
+
+
+def test_an_interrupted_training_ends_bit_for_bit_like_a_quiet_one(checkpoints: Checkpoints):
+    quiet = engine()
+    train(quiet)
+    with pytest.raises(Interrupted):
+        train(engine(checkpoint_seconds=1e-6), checkpoints, Notes(stop_after_images=200))
+    checkpoints.wait()
+    resumed, notes = engine(), Notes()
+    outcome = train(resumed, checkpoints, notes)
+    assert outcome.restarts == 1
+    assert min(notes.grids) > 160, "it began again instead of continuing"
+    assert torch.equal(flat(resumed.model.state_dict()), flat(quiet.model.state_dict()))
+
+
+def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints):
+    """The observer likes the checkpoint after 160 images best."""
+    train(engine(), checkpoints, Notes())
+    run = engine()
+    for images in (100, 160, 200, 240, 320):
+        checkpoints.save({"engine": run.state_dict(), "seconds": 1.0, "restarts": 0}, images, abs(images - 160.0))
+        checkpoints.wait()
+    assert objects(checkpoints) == [f"{images:012d}.pt" for images in (160, 240, 320)]
+    assert store().get_record(checkpoints._best_key, Best) == Best(
+        key=f"{checkpoints._folder}{160:012d}.pt", score=0.0
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over(checkpoints: Checkpoints):
+    run = engine()
+    for images in (8, 16):
+        checkpoints.save({"images": images, "weight": next(run.model.parameters())}, images)
+        checkpoints.wait()
+    key = f"{checkpoints._folder}{16:012d}.pt"
+    store().put(key, store().get(key)[:-100])
+    found = checkpoints.latest()
+    assert found is not None and found["images"] == 8
+
+
+def test_a_snapshot_does_not_see_what_training_does_next(checkpoints: Checkpoints):
+    weight = torch.ones(3)
+    checkpoints.save({"weight": weight}, 8)
+    weight.zero_()
+    checkpoints.wait()
+    found = checkpoints.latest()
+    assert found is not None and found["weight"].tolist() == [1, 1, 1]
+
+
+def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints: Checkpoints):
+    """Poisoned at one step only as long as nothing was rolled back: the second try gets past it."""
+
+    class PoisonedOnce(Toy):
+        def critic_loss(self, batch, context):  # type: ignore[no-untyped-def]
+            terms = super().critic_loss(batch, context)
+            first_try = run.position.rollbacks == 0
+            return terms if context.step != 30 or not first_try else type(terms)(terms.total * torch.nan, terms.terms)
+
+    run = engine(PoisonedOnce())
+    train(run, checkpoints)
+    assert run.finished and run.position.rollbacks == 1
+    assert flat(run.model.state_dict()).isfinite().all()
+    quiet = engine()
+    train(quiet)
+    assert not torch.equal(flat(run.model.state_dict()), flat(quiet.model.state_dict()))
+
+
+def test_a_loss_that_never_becomes_finite_fails_after_the_last_rollback(checkpoints: Checkpoints):
+    run = engine(Toy(poisoned={(30, 1)}), max_rollbacks=2)
+    with pytest.raises(DivergedError, match=r"critic update's 'penalty' .* stage second .* 2 times \(of at most 2\)"):
+        train(run, checkpoints)
