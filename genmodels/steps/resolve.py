@@ -13,6 +13,7 @@ import genmodels
 from genmodels.data.catalogue import find
 from genmodels.errors import SpecError, unknown
 from genmodels.models import MODELS
+from genmodels.models.base import ModelConfig
 from genmodels.spec import RunSpec, TrainingSpec
 
 M = TypeVar("M", bound=BaseModel)
@@ -39,27 +40,41 @@ def resolve(
     """
     if model not in MODELS:
         raise unknown("model", model, MODELS)
-    entry, config_class = find(dataset), MODELS[model].Config
-    if preset not in config_class.presets:
-        raise unknown(f"preset of {model}", preset, config_class.presets)
-    config, training = _parsed(overrides)
+    entry = find(dataset)
+    config, training = configured(model, preset, overrides, resolution=entry.resolution)
     if entry.unpaired != MODELS[model].unpaired:
         wanted, given = ("two unpaired domains", "one set of images")[:: 1 if MODELS[model].unpaired else -1]
-        raise SpecError(f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds.")
-    values = {**config_class.presets[preset], "resolution": entry.resolution, **config}
+        raise SpecError(
+            f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
+        )
     try:
         return RunSpec(
             model=model,
             dataset=dataset,
             preset=preset,
-            config=_checked(config_class, values, f"setting of {model}").model_dump(mode="json"),
-            training=_checked(TrainingSpec, training, "setting of training"),
+            config=config.model_dump(mode="json"),
+            training=training,
             seed=seed,
             workers=workers,
             code_version=code_version(),
         )
     except ValidationError as error:
         raise _sentence(error, "value") from None
+
+
+def configured(model: str, preset: str, overrides: Sequence[str], **defaults: Any) -> tuple[ModelConfig, TrainingSpec]:
+    """The config of a model and the settings of the engine: overrides over defaults over the preset.
+
+    Raises SpecError for an unknown model, preset or key, and for a value that cannot be.
+    """
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    kind = MODELS[model].Config
+    if preset not in kind.presets:
+        raise unknown(f"preset of {model}", preset, kind.presets)
+    config, training = _parsed(overrides)
+    values = {**kind.presets[preset], **defaults, **config}
+    return _checked(kind, values, f"setting of {model}"), _checked(TrainingSpec, training, "setting of training")
 
 
 @cache

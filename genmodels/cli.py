@@ -1,0 +1,371 @@
+"""The `genmodels` command. Every command imports what it needs when it runs, so that help is immediate."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genmodels.errors import GenmodelsError, SpecError, UnavailableError
+
+if TYPE_CHECKING:
+    from genmodels.spec import Record, RunSpec
+
+app = typer.Typer(
+    help="Train generative models: Prefect flows, Ray workers, MLflow registry, S3 artifacts.",
+    epilog="A first model in two commands: `genmodels up`, then `genmodels retrain progressive_gan --dataset digits`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STACK = "The local stack"
+RUN = "A run"
+STEPS = "One step by hand, in this process: no Prefect, no Ray"
+USE = "Trained models"
+KNOW = "What there is"
+
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of the output.")]
+Model = Annotated[str, typer.Argument(help="A name from `genmodels models`.")]
+Dataset = Annotated[
+    str, typer.Option("--dataset", "-d", help="A name from `genmodels datasets`, folder:PATH or s3://bucket/prefix.")
+]
+Preset = Annotated[
+    str,
+    typer.Option(help="The model's settings to start from: `demo` learns in minutes on a CPU, `paper` is the paper's."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one setting of the model, or of the engine as training.KEY; may be given several times.",
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Data-parallel training processes on the Ray cluster.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random; the same seed gives the same model.")]
+Spec = Annotated[str, typer.Argument(help="Where the spec lies: a path, an s3:// address, or - for standard input.")]
+OnRay = Annotated[bool, typer.Option("--ray", hidden=True, help="This process is a Ray job.")]
+ModelUri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS, as `retrain` prints it.")]
+
+
+def main() -> None:
+    """Run the command line; an error that is meant for people is one line, without a traceback."""
+    try:
+        app()
+    except GenmodelsError as error:
+        print(f"genmodels: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback()
+def connect() -> None:
+    """Point the clients of Prefect, Ray and MLflow at the stack of the settings, before any of them is imported."""
+    from genmodels.settings import settings
+
+    os.environ |= settings().client_environment()
+
+
+@app.command(rich_help_panel=STACK)
+def up(as_json: AsJson = False) -> None:
+    """Start SeaweedFS (S3), MLflow, Prefect and a Ray head in the background, and wait until each answers.
+
+    What runs already is left alone. Ports that are taken are replaced by free ones. All state lies under
+    GENMODELS_HOME (.genmodels); everything listens on this machine only.
+    """
+    from genmodels.stack import LocalStack
+    from genmodels.terminal import starting
+
+    stack = LocalStack()
+    with starting() as show:
+        stack.up(on_change=show)
+    report_status(stack, as_json)
+
+
+@app.command(rich_help_panel=STACK)
+def down() -> None:
+    """Stop what `up` started. All data, runs and models are kept for the next `up`."""
+    from genmodels.stack import LocalStack
+    from genmodels.terminal import console, working
+
+    with working("stopping the stack"):
+        ran = LocalStack().down()
+    console.print("The stack is stopped; its data are kept." if ran else "The stack was not running.")
+
+
+@app.command(rich_help_panel=STACK)
+def status(as_json: AsJson = False) -> None:
+    """Show address, state and log file of each service; the exit code is 75 unless all of them answer."""
+    from genmodels.stack import LocalStack
+
+    stack = LocalStack()
+    if not report_status(stack, as_json):
+        raise UnavailableError("The stack is not running as a whole; start it with `genmodels up`.")
+
+
+def report_status(stack: Any, as_json: bool) -> bool:
+    """Prints the state of each service; True if all run."""
+    from genmodels.terminal import print_table
+
+    services = stack.status()
+    if as_json:
+        print(json.dumps({"home": str(stack.home), "services": {s.name: vars(s) for s in services}}))
+    else:
+        rows = [[s.title, s.state, s.address, s.log] for s in services]
+        print_table(["service", "state", "address", "log"], rows)
+    return bool(services) and all(s.state == "running" for s in services)
+
+
+@app.command(rich_help_panel=RUN)
+def retrain(
+    model: Model,
+    dataset: Dataset,
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    workers: Workers = 1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the flow: prepare the data, train, evaluate, register, and promote the model if it beats the champion.
+
+    Steps that are done already are not done again, and a run that was cut off goes on from its last checkpoint.
+    """
+    from genmodels.steps.resolve import resolve
+    from genmodels.terminal import console, following
+
+    resolve(model, dataset, preset, overrides or [], seed, workers)  # refuses bad input before anything is started
+
+    from flows.retrain import retrain_now
+
+    with following() as show:
+        outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers, watch=show)
+    if as_json:
+        print(outcome.model_dump_json())
+    else:
+        from genmodels.terminal import print_outcome
+
+        print_outcome(console, outcome)
+
+
+@app.command(rich_help_panel=STEPS)
+def spec(
+    model: Model,
+    dataset: Dataset,
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    workers: Workers = 1,
+    seed: Seed = 0,
+) -> None:
+    """Print the spec of a run, for the commands below: `genmodels spec progressive_gan -d digits > spec.json`."""
+    from genmodels.steps.resolve import resolve
+
+    print(resolve(model, dataset, preset, overrides or [], seed, workers).model_dump_json(indent=2))
+
+
+@app.command(rich_help_panel=STEPS)
+def prepare(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+    """Download, check and preprocess the data set of a spec into the object store."""
+    run_step("prepare", read_spec(spec), as_json, ray)
+
+
+@app.command(rich_help_panel=STEPS)
+def train(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+    """Train the model of a spec, or go on from its last checkpoint; `prepare` comes first."""
+    run_step("train", prepared(read_spec(spec)), as_json, ray)
+
+
+@app.command(rich_help_panel=STEPS)
+def evaluate(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+    """Measure a trained model, with the floor and the ceiling of each number; `train` comes first."""
+    run_step("evaluate", prepared(read_spec(spec)), as_json, ray)
+
+
+@app.command(rich_help_panel=STEPS)
+def register(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+    """Register a trained model in MLflow, with alias challenger; `evaluate` comes first."""
+    run_step("register", prepared(read_spec(spec)), as_json, ray)
+
+
+def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
+    """Run one step. Within a Ray job its failure is left in the object store for whoever follows the job."""
+    from importlib import import_module
+
+    from genmodels.steps.reports import save_failure
+    from genmodels.terminal import print_report, watching
+
+    step = getattr(import_module(f"genmodels.steps.{name}"), name)
+    if ray:
+        try:
+            report: Record = step(spec, ray=True)
+        except GenmodelsError as error:
+            save_failure(name, spec, error)
+            raise
+    else:
+        with watching(name, spec):
+            report = step(spec)
+    if as_json or ray:
+        print(report.model_dump_json())
+    else:
+        print_report(report)
+
+
+def read_spec(address: str) -> "RunSpec":
+    """The spec at a path, at an s3:// address or on standard input; SpecError if there is none."""
+    from pydantic import ValidationError
+
+    from genmodels.spec import RunSpec
+
+    try:
+        if address.startswith("s3://"):
+            from genmodels.storage.objects import store
+
+            text = store().read(address)
+        else:
+            text = sys.stdin.buffer.read() if address == "-" else Path(address).read_bytes()
+        return RunSpec.model_validate_json(text)
+    except OSError as error:
+        raise SpecError(
+            f"The spec {address} cannot be read: {error.strerror}; make one with `genmodels spec`."
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise SpecError(f"{address} is not a spec: {where}: {first['msg']}; make one with `genmodels spec`.") from None
+
+
+def prepared(spec: "RunSpec") -> "RunSpec":
+    """The spec bound to its prepared data; SpecError if `prepare` has not run."""
+    from genmodels.spec import PrepareReport
+    from genmodels.steps.reports import load_report
+
+    if spec.dataset_digest is not None:
+        return spec
+    report = load_report("prepare", spec, PrepareReport)
+    if report is None:
+        raise SpecError(f"The data of {spec.dataset} are not prepared: run `genmodels prepare` with this spec first.")
+    return spec.with_dataset(report.dataset_digest)
+
+
+@app.command(rich_help_panel=USE)
+def sample(
+    model_uri: ModelUri,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("grid.png"),
+) -> None:
+    """Draw images from a registered model into one picture."""
+    from genmodels.pictures import grid, save
+    from genmodels.terminal import console, working
+    from genmodels.tracking.registry import sample
+
+    with working(f"sampling {model_uri}"):
+        save(grid(sample(model_uri, n, seed=seed)), out)
+    console.print(f"{n} images of {model_uri} are in {out}.")
+
+
+@app.command(rich_help_panel=USE)
+def translate(
+    model_uri: ModelUri,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The picture to write, or a folder if IN is one.")],
+    to: Annotated[str, typer.Option(help="The domain to translate to, such as b.")],
+) -> None:
+    """Carry images to another domain with a registered model."""
+    from genmodels.pictures import save, translated
+    from genmodels.terminal import console, working
+
+    with working(f"translating with {model_uri}"):
+        images = translated(model_uri, source, to)
+        for name, image in images.items():
+            save(image, target / f"{name}.png" if source.is_dir() else target)
+    console.print(f"{len(images)} image{'s' * (len(images) > 1)} in domain {to}: {target}.")
+
+
+@app.command(rich_help_panel=KNOW)
+def models(as_json: AsJson = False) -> None:
+    """List the models: what data they need, their class of density, what they can do, their presets."""
+    from genmodels.models import MODELS
+
+    listed = {
+        name: {
+            "title": model.title,
+            "kind": "unpaired" if model.unpaired else "images",
+            "density": str(model.density),
+            "capabilities": [method for method in ("sample", "translate") if hasattr(model, method)],
+            "presets": list(model.Config.presets),
+        }
+        for name, model in MODELS.items()
+    }
+    print_listed(listed, as_json)
+
+
+@app.command(rich_help_panel=KNOW)
+def datasets(as_json: AsJson = False) -> None:
+    """List the data sets: kind, size, counts, licence and source. Besides these: folder:PATH and s3://bucket/prefix."""
+    from genmodels.data.catalogue import CATALOGUE
+
+    listed = {
+        name: {
+            "title": entry.title,
+            "kind": entry.kind,
+            "resolution": entry.resolution,
+            "channels": entry.channels,
+            "classes": entry.classes,
+            "counts": dict(entry.counts),
+            "licence": entry.licence,
+            "source": entry.how_to_get or [file.urls[0] for file in entry.files] or "part of scikit-learn",
+        }
+        for name, entry in CATALOGUE.items()
+    }
+    print_listed(listed, as_json, leave_out=["source", "channels"])
+
+
+def print_listed(listed: Mapping[str, Mapping[str, Any]], as_json: bool, leave_out: Sequence[str] = ()) -> None:
+    """Prints named records as JSON, or as a table without the columns that are too wide for one."""
+    from genmodels.terminal import in_words, print_table
+
+    if as_json:
+        print(json.dumps(listed))
+        return
+    columns = [column for column in next(iter(listed.values())) if column not in leave_out]
+    rows = [[name, *(in_words(record[column]) for column in columns)] for name, record in listed.items()]
+    print_table(["name", *columns], rows)
+
+
+@app.command(rich_help_panel=KNOW)
+def bench(
+    model: Model,
+    resolution: Annotated[int, typer.Option(min=4, help="Side of the images in pixels.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one step.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of one timed block; there are at least five blocks.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores unless given.")] = None,
+    preset: Preset = "paper",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the real updates of the real engine on random images in memory: images/s, FLOPs, memory. No server."""
+    from genmodels.steps.resolve import configured
+    from genmodels.terminal import print_report, working
+
+    config, training = configured(model, preset, overrides or [], resolution=resolution)
+
+    import torch
+
+    from genmodels.models import build
+    from genmodels.models.base import DataInfo
+    from genmodels.training.bench import bench
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = build(model, config.model_dump(), DataInfo(channels=3), seed=0).to(device)
+    with working(f"timing {model}") as say:
+        report = bench(
+            model, network, batch_images=batch_size, steps=steps, threads=threads, training=training, say=say
+        )
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        print_report(report)

@@ -1,0 +1,54 @@
+"""Picture files in and out of the command: sample grids, and images to be translated."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from genmodels.data.images import Unusable, square
+from genmodels.errors import AccessError, DataError
+from genmodels.tracking import registry
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """(n, H, W, C) uint8 as one picture of about as many rows as columns, (rows * H, columns * W, C)."""
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
+    sheet[:n] = images
+    sheet = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    return sheet.reshape(rows * height, columns * width, channels)
+
+
+def save(image: np.ndarray, path: Path) -> None:
+    """Write (H, W, C) uint8 as the kind of picture that the path's ending says; AccessError if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+    except (OSError, ValueError) as error:
+        raise AccessError(
+            f"The picture {path} cannot be written: {error}; take another path, such as out.png."
+        ) from error
+
+
+def translated(model_uri: str, source: Path, to: str) -> dict[str, np.ndarray]:
+    """The image at `source`, or all images of that folder, in the domain `to`, each (H, W, C) uint8, by file stem."""
+    facts = registry.load(model_uri).facts
+    paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    if not paths:
+        raise DataError(f"The folder {source} is empty; it should hold the images to translate.")
+    images = np.stack([_read(path, facts["resolution"], facts["channels"]) for path in paths])
+    return dict(zip([path.stem for path in paths], registry.translate(model_uri, images, to), strict=True))
+
+
+def _read(path: Path, resolution: int, channels: int) -> np.ndarray:
+    try:
+        return square(path.read_bytes(), resolution, channels).transpose(1, 2, 0)
+    except OSError as error:
+        raise DataError(f"The image {path} cannot be read: {error.strerror}.") from None
+    except Unusable as error:
+        raise DataError(
+            f"The image {path} cannot be used: {error}; take one of at least {resolution} pixels."
+        ) from None
