@@ -23,7 +23,7 @@ def digest(value: Any) -> str:
 class Record(BaseModel):
     """Base of everything that travels between processes: immutable, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # a NaN comes back as one
 
 
 class TrainingSpec(Record):

@@ -46,6 +46,10 @@ class TrackingServer:
         """Write one file of a run; `folder` is the artifact address that the run or the server gave."""
         self.send("PUT", f"mlflow-artifacts/artifacts/{_proxied(folder)}/{name}", data=data)
 
+    def get_artifact(self, folder: str, name: str) -> bytes:
+        """Read one file of a run or a model."""
+        return self.send("GET", f"mlflow-artifacts/artifacts/{_proxied(folder)}/{name}").content
+
     def send(self, method: str, path: str, **arguments: Any) -> requests.Response:
         """The answer to one request. Raises UnavailableError if it may succeed later, AccessError if the server
         refuses us, MissingEntity or EntityExists, else GenmodelsError with the server's own words."""

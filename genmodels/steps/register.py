@@ -1,0 +1,188 @@
+"""Register: from a trained and evaluated run to a version of its registered model, a challenger."""
+
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from genmodels.data.manifest import open_dataset
+from genmodels.errors import SpecError
+from genmodels.models import MODELS
+from genmodels.settings import settings
+from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport
+from genmodels.steps.reports import load_report, report_key, save_report
+from genmodels.steps.train import load_trained
+from genmodels.storage.objects import store
+from genmodels.tracking import packaging
+from genmodels.tracking.registry import Registry
+from genmodels.tracking.rest import TrackingServer
+from genmodels.tracking.runs import MetricsQueue, find_run, open_run
+
+
+def register(spec: RunSpec) -> RegisterReport:
+    """Log the evaluation to the spec's MLflow run, export the model, and register it with the alias `challenger`.
+
+    Repeated, or done by two at once, it ends with one version. Raises SpecError before the run is trained and evaluated.
+    """
+    if report := load_report("register", spec, RegisterReport):
+        return report
+    started = time.monotonic()
+    trained = load_report("train", spec, TrainReport)
+    evaluation = load_report("evaluate", spec, EvaluationReport)
+    if trained is None or evaluation is None:
+        missing = "train" if trained is None else "evaluate"
+        raise SpecError(
+            f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not ready: `{missing}` it first."
+        )
+    server = TrackingServer()
+    run_id = find_run(spec, server) or open_run(spec)
+    model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
+    _log_metrics(model, evaluation, trained.images_shown, server)
+    _log_pictures(run_id, evaluation, trained.images_shown, server)
+
+    registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
+    run_tags = server.get("runs/get", run_id=run_id)["run"]["data"]["tags"]
+    facts = _tag(model, "export")
+    version = registry.add(
+        name,
+        model_id=model["model_id"],
+        run_id=run_id,
+        tags={
+            **{tag["key"]: tag["value"] for tag in run_tags if not tag["key"].startswith("mlflow.")},
+            **{f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics},
+            "evaluation": store().uri(report_key("evaluate", spec)),
+            "weights_sha256": trained.weights_digest,
+            "export": facts,
+        },
+        description=describe(spec, evaluation, trained, json.loads(facts), run_id),
+        summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
+    )
+    registry.set_alias(name, "challenger", version.version)
+    report = RegisterReport(
+        run_key=spec.run_key,
+        name=name,
+        version=version.version,
+        model_uri=version.uri,
+        mlflow_run_id=run_id,
+        seconds=time.monotonic() - started,
+    )
+    save_report("register", spec, report)
+    return report
+
+
+def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, Any]:
+    manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+    with TemporaryDirectory() as folder:
+        shape = {"channels": manifest.channels, "classes": manifest.classes}
+        facts = packaging.export(load_trained(spec), spec, **shape, folder=Path(folder))
+        packaging.log(
+            Path(folder),
+            facts,
+            name=f"{spec.model}-{spec.dataset_name}",
+            experiment=spec.dataset_name,
+            run_id=run_id,
+            tags={"run_key": spec.run_key, "export": json.dumps(facts)},
+        )
+    model = _logged_model(run_id, server)
+    assert model, "the model that was logged is among the run's outputs"
+    return model
+
+
+def _logged_model(run_id: str, server: TrackingServer) -> dict[str, Any] | None:
+    """The first whole model that was logged to the run: an earlier attempt's, if there was one."""
+    outputs = server.get("runs/get", run_id=run_id)["run"].get("outputs", {})
+    for output in outputs.get("model_outputs", []):
+        info = server.get(f"logged-models/{output['model_id']}")["model"]["info"]
+        if info["status"] == "LOGGED_MODEL_READY" and _tag(info, "export"):
+            return info
+    return None
+
+
+def _tag(info: dict[str, Any], key: str) -> str:
+    return next((tag["value"] for tag in info.get("tags", []) if tag["key"] == key), "")
+
+
+def _log_metrics(
+    model: dict[str, Any], evaluation: EvaluationReport, images_shown: int, server: TrackingServer
+) -> None:
+    """Of the run and of the model, so that MLflow can rank models. The time is the model's, not now: MLflow keeps
+    equal values once, so that a second attempt doubles none."""
+    values = {}
+    for metric in evaluation.metrics:
+        name = f"evaluation/{metric.name}"
+        values |= {name: metric.value, f"{name}.low": metric.low, f"{name}.high": metric.high}
+        values |= {f"{name}.floor": metric.floor, f"{name}.untrained": metric.untrained}
+        values[f"gap_closed/{metric.name}"] = metric.gap_closed
+    common = {"timestamp": model["creation_timestamp_ms"], "step": images_shown, "model_id": model["model_id"]}
+    metrics = [{"key": key, "value": value, **common} for key, value in values.items() if value is not None]
+    server.post("runs/log-batch", run_id=model["source_run_id"], metrics=metrics)
+
+
+def _log_pictures(run_id: str, evaluation: EvaluationReport, images_shown: int, server: TrackingServer) -> None:
+    """As the last step of the run's pictures, for the compare page, and as files, for the version's description. What
+    training could not deliver leaves the queue on this occasion, and the run is over."""
+    folder = server.get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]
+    queue = MetricsQueue(run_id, settings().cache / "mlflow", sample_system=False)
+    with TemporaryDirectory() as temporary:
+        for name, address in evaluation.pictures.items():
+            picture = Path(temporary, "picture.png")
+            picture.write_bytes(store().read(address))
+            server.put_artifact(folder, f"evaluation/{name}.png", picture.read_bytes())
+            queue.image(f"evaluation/{name}", picture, images_shown)
+    queue.close()
+
+
+DESCRIPTION = """\
+{title} on `{dataset}`, preset `{preset}`, seed {seed}: {images:,} images shown in {seconds:,.0f} s of training.
+`{primary}` decides whether it becomes champion.
+
+| metric | value | 95 % interval | real data | untrained | gap closed |
+|---|---|---|---|---|---|
+{rows}
+
+{pictures}
+
+```python
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{name}@champion")
+images = {call}  # uint8, (N, H, W, C)
+```
+"""
+
+
+def describe(
+    spec: RunSpec, evaluation: EvaluationReport, trained: TrainReport, facts: dict[str, Any], run_id: str
+) -> str:
+    """The version's page in markdown: what it is, its numbers, its pictures, how to load it."""
+    rows = [
+        f"| {metric.name} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
+        f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} |"
+        for metric in evaluation.metrics
+    ]
+    pictures = [
+        f"![{name}](get-artifact?path=evaluation%2F{name}.png&run_uuid={run_id})" for name in evaluation.pictures
+    ]
+    translating = f"model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})"
+    return DESCRIPTION.format(
+        title=MODELS[spec.model].title,
+        dataset=spec.dataset,
+        preset=spec.preset,
+        seed=spec.seed,
+        images=trained.images_shown,
+        seconds=trained.seconds,
+        primary=evaluation.primary,
+        rows="\n".join(rows),
+        pictures="\n".join(pictures),
+        name=f"{spec.model}.{spec.dataset_name}",
+        call=translating if facts["kind"] == "translates" else 'model.predict({"seed": [0, 1, 2, 3]})',
+    )
+
+
+def with_interval(metric: Metric) -> str:
+    """`0.0123 [0.0120, 0.0126]`."""
+    return f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

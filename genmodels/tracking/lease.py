@@ -1,0 +1,51 @@
+"""One holder at a time of a named thing, by conditional puts in the object store."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from genmodels.errors import UnavailableError
+from genmodels.spec import Record
+from genmodels.storage.objects import store
+
+POLL_SECONDS = 0.2
+
+
+class Holding(Record):
+    """The content of locks/<name>/<number>."""
+
+    until: float
+    released: bool = False
+
+
+@contextmanager
+def lease(name: str, *, seconds: float = 60.0, patience_seconds: float = 120.0) -> Iterator[None]:
+    """Hold `name` for at most that long; raises UnavailableError if others keep it longer than the patience.
+
+    Holders are numbered. Whoever finds the last one gone, because it said so or its time is over, writes the next
+    number, and a conditional put lets only one do so: there is no moment in which an old lock is taken away and two
+    could put a new one. A holder that died delays the next by `seconds`; clocks may differ by much less than that.
+    """
+    number = _acquire(name, seconds, patience_seconds)
+    try:
+        yield
+    finally:
+        store().put_record(_key(name, number), Holding(until=0.0, released=True))
+
+
+def _acquire(name: str, seconds: float, patience_seconds: float) -> int:
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        held = sorted(entry.key for entry in store().list(f"locks/{name}/"))
+        last = store().get_record(held[-1], Holding) if held else None
+        if not held or (last and (last.released or last.until < time.time())):
+            number = int(held[-1].rsplit("/", 1)[1]) + 1 if held else 0
+            if store().put_record(_key(name, number), Holding(until=time.time() + seconds), if_absent=True):
+                store().delete(held)
+                return number
+        time.sleep(POLL_SECONDS)
+    raise UnavailableError(f"Somebody else holds {name} for more than {patience_seconds:.0f} seconds; try again later.")
+
+
+def _key(name: str, number: int) -> str:
+    return f"locks/{name}/{number:012d}"

@@ -1,0 +1,134 @@
+"""Which version of a registered model is its champion: the rule, and the change of aliases."""
+
+import json
+import math
+from collections.abc import Mapping
+
+from genmodels.errors import SpecError
+from genmodels.spec import EvaluationReport, Metric, Promotion, RegisterReport, RunSpec
+from genmodels.steps.reports import load_report
+from genmodels.storage.objects import MissingObject, store
+from genmodels.tracking.lease import lease
+from genmodels.tracking.registry import ModelVersion, Registry
+
+
+def promote(spec: RunSpec) -> Promotion:
+    """Make the spec's registered version the champion if it is better than the present one, or if there is none.
+
+    MLflow has no compare-and-set for aliases, so comparing and changing is done by one process at a time, under a
+    lease. The decision goes into the version's tags before an alias moves: who dies in between leaves the old
+    champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`.
+    """
+    report = load_report("register", spec, RegisterReport)
+    if report is None:
+        raise SpecError(
+            f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered yet: `register` it."
+        )
+    registry = Registry()
+    with lease(f"champion/{report.name}"):
+        challenger = registry.find(report.model_uri)
+        champion = registry.aliased(report.name, "champion")
+        if champion and champion.version == challenger.version and "gate" in champion.tags:
+            return Promotion.model_validate_json(champion.tags["gate"])
+        decision = decide(challenger, evaluation_of(challenger), champion, champion and evaluation_of(champion))
+        verdict = "promoted" if decision.promoted else "refused"
+        numbers = decision.model_dump_json()
+        registry.set_tags(challenger, {"gate": numbers, "gate.verdict": verdict, "gate.reason": decision.reason})
+        if decision.promoted:
+            if champion:
+                registry.set_alias(report.name, "previous", champion.version)
+            registry.set_alias(report.name, "champion", challenger.version)
+    return decision
+
+
+def evaluation_of(version: ModelVersion) -> EvaluationReport | None:
+    """The report that a version was registered with, if it can still be read."""
+    try:
+        return EvaluationReport.model_validate_json(store().read(version.tags["evaluation"]))
+    except (KeyError, MissingObject):
+        return None
+
+
+def decide(
+    challenger: ModelVersion,
+    scores: EvaluationReport | None,
+    champion: ModelVersion | None,
+    champion_scores: EvaluationReport | None,
+) -> Promotion:
+    """The rule. A challenger without a finite primary metric never becomes champion; without a champion any other
+    does; with one it must have been judged by the same protocol on the same data and be better beyond the noise."""
+    metric = _primary(scores)
+
+    def answer(promoted: bool, reason: str, other: Metric | None = None) -> Promotion:
+        return Promotion(
+            name=challenger.name,
+            version=challenger.version,
+            promoted=promoted,
+            reason=reason,
+            metric=scores.primary if scores else "none",
+            challenger=metric.value if metric else math.nan,
+            champion=other.value if other else None,
+            champion_version=champion.version if champion else None,
+        )
+
+    if scores is None or metric is None:
+        return answer(False, "The challenger has no finite primary metric; evaluate it again.")
+    if champion is None:
+        return answer(True, f"There was no champion; {metric.name} is {_with_interval(metric)}.")
+    other = _primary(champion_scores)
+    if champion_scores is None or other is None:
+        return answer(
+            False, f"Version {champion.version}, the champion, has no finite primary metric; evaluate it again."
+        )
+    differences = _differences(
+        scores.protocol | {"primary": metric.name}, champion_scores.protocol | {"primary": other.name}
+    )
+    if differences:
+        what = " and ".join(differences)
+        return answer(False, f"Judged by another {what} than version {champion.version}; evaluate that again.", other)
+    gain, noise = _gain(metric, other)
+    numbers = f"{metric.name} {_with_interval(metric)} against {_with_interval(other)} of version {champion.version}"
+    if gain > noise:
+        return answer(True, f"Better beyond the noise: {numbers}; the gain of {gain:.4g} exceeds {noise:.4g}.", other)
+    return answer(
+        False, f"Not better beyond the noise: {numbers}; the gain of {gain:.4g} does not exceed {noise:.4g}.", other
+    )
+
+
+def _gain(challenger: Metric, champion: Metric) -> tuple[float, float]:
+    """How much better the challenger is, and how much it must be for the interval of the difference to leave zero out.
+
+    The interval of a difference from the intervals of its terms is MOVER's (Zou & Donner, Statistics in Medicine 2008,
+    equation 1): each term's distance to the end that faces the other one, added in squares.
+    """
+    if challenger.better == "lower":
+        gain, ours, theirs = (
+            champion.value - challenger.value,
+            challenger.high - challenger.value,
+            champion.value - champion.low,
+        )
+    else:
+        gain, ours, theirs = (
+            challenger.value - champion.value,
+            challenger.value - challenger.low,
+            champion.high - champion.value,
+        )
+    return gain, math.hypot(ours, theirs)
+
+
+def _primary(scores: EvaluationReport | None) -> Metric | None:
+    try:
+        metric = scores.metric(scores.primary) if scores else None
+    except KeyError:
+        return None
+    return metric if metric and all(map(math.isfinite, (metric.value, metric.low, metric.high))) else None
+
+
+def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    return sorted(
+        key for key in ours.keys() | theirs.keys() if json.dumps(ours.get(key)) != json.dumps(theirs.get(key))
+    )
+
+
+def _with_interval(metric: Metric) -> str:
+    return f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"

@@ -1,0 +1,238 @@
+"""The model registry: versions of `<model>.<dataset>`, found by their addresses, sampled and translated with."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genmodels.errors import DataError, SpecError, unknown
+from genmodels.settings import settings
+from genmodels.spec import digest
+from genmodels.tracking.rest import EntityExists, MissingEntity, TrackingServer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([\w-]+))")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    model_id: str
+    run_id: str
+    tags: Mapping[str, str]
+    aliases: Sequence[str]
+
+    @property
+    def uri(self) -> str:
+        """Its address, models:/NAME/VERSION."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class Registry:
+    """The registered models of the MLflow server of the settings."""
+
+    def __init__(self, server: TrackingServer | None = None):
+        self.server = server or TrackingServer()
+
+    def find(self, model_uri: str) -> ModelVersion:
+        """The version at `models:/NAME/VERSION` or `models:/NAME@ALIAS`; SpecError if there is none."""
+        match = ADDRESS.fullmatch(model_uri)
+        if not match:
+            raise SpecError(
+                f"{model_uri!r} is not a model's address; expected models:/NAME/VERSION or models:/NAME@ALIAS."
+            )
+        name, number, alias = match.groups()
+        try:
+            if alias:
+                answer = self.server.get("registered-models/alias", name=name, alias=alias)
+            else:
+                answer = self.server.get("model-versions/get", name=name, version=number)
+        except MissingEntity:
+            raise self._missing(name, number, alias) from None
+        return self._version(answer["model_version"])
+
+    def aliased(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that the alias points to, or None."""
+        try:
+            answer = self.server.get("registered-models/alias", name=name, alias=alias)
+        except MissingEntity:
+            return None
+        return self._version(answer["model_version"])
+
+    def of_run(self, name: str, run_key: str) -> list[ModelVersion]:
+        """The versions that were registered for a run key, the first one first."""
+        answer = self.server.get("model-versions/search", filter=f"name = '{name}' AND tags.run_key = '{run_key}'")
+        return sorted(map(self._version, answer.get("model_versions", [])), key=lambda version: version.version)
+
+    def add(
+        self, name: str, *, model_id: str, run_id: str = "", tags: Mapping[str, str], description: str, summary: str
+    ) -> ModelVersion:
+        """The one version of the run key in `tags`, made if there is none.
+
+        MLflow numbers versions in the order in which they are made, so if a second one is made (by another process,
+        or because an answer was lost) whoever made it sees the first, and the first is the one that stays.
+        """
+        if not (versions := self.of_run(name, tags["run_key"])):
+            self._create_model(name, summary)
+            self.server.post(
+                "model-versions/create",
+                name=name,
+                source=f"models:/{model_id}",
+                model_id=model_id,
+                run_id=run_id,
+                description=description,
+                tags=[{"key": key, "value": value} for key, value in tags.items()],
+            )
+            versions = self.of_run(name, tags["run_key"])
+        first, *others = versions
+        for other in others:
+            self.server.send(
+                "DELETE", "mlflow/model-versions/delete", json={"name": name, "version": str(other.version)}
+            )
+        return first
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point the alias to a version, wherever it pointed before."""
+        self.server.post("registered-models/alias", name=name, alias=alias, version=str(version))
+
+    def set_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Add tags to a version, or replace their values."""
+        for key, value in tags.items():
+            self.server.post(
+                "model-versions/set-tag", name=version.name, version=str(version.version), key=key, value=value
+            )
+
+    def fetch(self, version: ModelVersion, folder: Path) -> Path:
+        """Copy the version's exported programs into the folder; DataError if they are not what was registered."""
+        if "export" not in version.tags:
+            raise SpecError(f"{version.uri} was not registered by genmodels; take a model that was.")
+        facts = json.loads(version.tags["export"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.json").write_text(version.tags["export"])
+        place = self.server.get("model-versions/get-download-uri", name=version.name, version=str(version.version))
+        for file, sha256 in facts["files"].items():
+            path = folder / Path(file).name
+            if path.is_file() and _sha256(path.read_bytes()) == sha256:
+                continue
+            data = self.server.get_artifact(place["artifact_uri"], f"artifacts/export/{path.name}")
+            if _sha256(data) != sha256:
+                raise DataError(f"{version.uri}: {file} is not the file that was registered; register the model again.")
+            path.write_bytes(data)
+        return folder
+
+    def _create_model(self, name: str, summary: str) -> None:
+        try:
+            self.server.post("registered-models/create", name=name, description=summary)
+        except EntityExists:
+            pass
+
+    def _version(self, answer: Mapping[str, Any]) -> ModelVersion:
+        return ModelVersion(
+            name=answer["name"],
+            version=int(answer["version"]),
+            model_id=answer.get("model_id", ""),
+            run_id=answer.get("run_id", ""),
+            tags={tag["key"]: tag["value"] for tag in answer.get("tags", [])},
+            aliases=answer.get("aliases", []),
+        )
+
+    def _missing(self, name: str, number: str | None, alias: str | None) -> SpecError:
+        models = {
+            model["name"]: model for model in self.server.get("registered-models/search").get("registered_models", [])
+        }
+        if name not in models:
+            return unknown("registered model", name, models)
+        if alias:
+            return unknown(f"alias of {name}", alias, [entry["alias"] for entry in models[name].get("aliases", [])])
+        answer = self.server.get("model-versions/search", filter=f"name = '{name}'")
+        return unknown(
+            f"version of {name}", str(number), [entry["version"] for entry in answer.get("model_versions", [])]
+        )
+
+
+def load(model_uri: str) -> Any:
+    """The registered model at that address, as an `ExportedModel`. None of its code is run, only its programs, and
+    those only if they are the ones that were registered. Raises SpecError for an unknown address."""
+    from genmodels.tracking.exported_model import ExportedModel
+
+    registry = Registry()
+    version = registry.find(model_uri)
+    return ExportedModel().open(
+        registry.fetch(version, settings().cache / "models" / version.name / str(version.version))
+    )
+
+
+def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> np.ndarray:
+    """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same."""
+    model = load(model_uri)
+    if model.facts["kind"] != "samples":
+        raise SpecError(f"{model_uri} translates images and cannot sample; use `genmodels translate`.")
+    if labels is not None and not model.facts["classes"]:
+        raise SpecError(f"{model_uri} knows no classes; leave the labels out.")
+    seeds = [int(value) for value in np.random.SeedSequence(seed).generate_state(n)]
+    try:
+        return model.sample(seeds, None if labels is None else list(labels))
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+
+
+def translate(model_uri: str, images: np.ndarray, to: str) -> np.ndarray:
+    """The images, uint8 (n, H, W, C) of the model's resolution, as if of the domain `to`."""
+    model = load(model_uri)
+    if model.facts["kind"] != "translates":
+        raise SpecError(f"{model_uri} samples images and cannot translate; use `genmodels sample`.")
+    if to not in model.facts["domains"]:
+        raise unknown("domain", to, model.facts["domains"])
+    shape = (model.facts["resolution"], model.facts["resolution"], model.facts["channels"])
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        expected = " x ".join(map(str, shape))
+        raise SpecError(f"{model_uri} takes uint8 images of {expected}, not {images.dtype} of {images.shape[1:]}.")
+    return model.translate(images, to)
+
+
+def register_extractor(
+    classifier: "nn.Module",
+    *,
+    dataset: str,
+    dataset_digest: str,
+    resolution: int,
+    channels: int,
+    classes: int,
+    accuracy: float,
+) -> ModelVersion:
+    """Register evaluation's classifier as `classifier.<dataset>`, with its accuracy on held-out images, so that anyone
+    can see what `fid_classifier` looked through. The same weights for the same data are registered once."""
+    from genmodels.tracking import packaging
+
+    registry, name = Registry(), f"classifier.{dataset}"
+    with TemporaryDirectory() as folder:
+        facts = packaging.export_classifier(
+            classifier, resolution=resolution, channels=channels, classes=classes, folder=Path(folder)
+        )
+        key = digest([dataset_digest, facts["files"]])
+        if versions := registry.of_run(name, key):
+            return versions[0]
+        tags = {"run_key": key, "dataset": dataset, "dataset_digest": dataset_digest, "accuracy": f"{accuracy:.4f}"}
+        model_id = packaging.log(Path(folder), facts, name=f"classifier-{dataset}", experiment=dataset, tags=tags)
+    return registry.add(
+        name,
+        model_id=model_id,
+        tags=tags | {"export": json.dumps(facts)},
+        description=f"Judges samples of {dataset} at {resolution}x{resolution}: {accuracy:.1%} of held-out images right.",
+        summary=f"Feature extractor of `fid_classifier` and `kid_classifier` on {dataset}.",
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
