@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, ParamSpec
+from typing import ParamSpec, cast
 from uuid import UUID
 
 from PIL import Image
@@ -79,27 +79,33 @@ class Live:
         self._linked = step != "train"
         self._progress_due, self._samples_due = Every(5), Every(10)
 
-    def update(self, progress: Progress | None, *, last: bool = False) -> None:
+    def update(self, progress: Progress | None) -> None:
         """Publish what is new, if it is time to."""
-        if self._progress_due() or last:
-            self._update_progress(progress)
-        if self.step == "train" and (self._samples_due() or last):
-            self._update_samples()
-            self._link_tracking()
+        if self._progress_due():
+            done = progress.done / max(1, progress.total) if progress else 0.0
+            self._publish_progress(done, described(progress) if progress else "starting on Ray")
+        if self.step == "train" and self._samples_due():
+            self._publish_samples()
+            self._publish_run()
+
+    def finish(self) -> None:
+        """Publish what a step has come to that has succeeded."""
+        self._publish_progress(1.0, "done")
+        if self.step == "train":
+            self._publish_samples()
+            self._publish_run()
 
     @best_effort
-    def _update_progress(self, progress: Progress | None) -> None:
-        percent = 100 * progress.done / max(1, progress.total) if progress else 0.0
-        description = f"**{self.step}** · {described(progress) if progress else 'starting on Ray'}"
+    def _publish_progress(self, done: float, description: str) -> None:
+        description = f"**{self.step}** · {description}"
         if self._progress_id is None:
-            self._progress_id = _id(
-                create_progress_artifact(percent, _key(f"{self.step}-progress", self.spec), description)
-            )
+            key = _key(f"{self.step}-progress", self.spec)
+            self._progress_id = cast(UUID, create_progress_artifact(100 * done, key, description))
         else:
-            update_progress_artifact(self._progress_id, percent, description)
+            update_progress_artifact(self._progress_id, 100 * done, description)
 
     @best_effort
-    def _update_samples(self) -> None:
+    def _publish_samples(self) -> None:
         found = newest_samples(self.spec, after=self._images_shown)
         if found is None:
             return
@@ -108,13 +114,14 @@ class Live:
             f"Samples of {self.spec.model} after {self._images_shown:,} images, from the same latents every time"
         )
         if self._samples_id is None:
-            self._samples_id = _id(create_image_artifact(_data_uri(png), _key("samples", self.spec), description))
+            key = _key("samples", self.spec)
+            self._samples_id = cast(UUID, create_image_artifact(_data_uri(png), key, description))
         else:
             client = TaskRunContext.get().client  # pyright: ignore[reportOptionalMemberAccess]
             client.update_artifact(self._samples_id, ArtifactUpdate(data=_data_uri(png), description=description))  # pyright: ignore
 
     @best_effort
-    def _link_tracking(self) -> None:
+    def _publish_run(self) -> None:
         if not self._linked and (run_id := find_run(self.spec)):
             link("mlflow-run", "MLflow run: curves, samples, parameters", tracking_url(run_id), self.spec)
             self._linked = True
@@ -134,7 +141,7 @@ def described(progress: Progress) -> str:
 @best_effort
 def link(name: str, text: str, address: str, spec: RunSpec) -> None:
     """A link to another tool's page."""
-    create_link_artifact(address, link_text=text, key=_key(name, spec))
+    create_link_artifact(address, link_text=text, key=_key(name, spec), description=f"[{text}]({address})")
 
 
 @best_effort
@@ -157,16 +164,12 @@ def metrics_table(report: EvaluationReport, spec: RunSpec) -> None:
 def decision(promotion: Promotion, spec: RunSpec) -> None:
     """Why a challenger became champion, or why it did not."""
     verdict = "is the champion" if promotion.promoted else "stays a challenger"
-    champion = (
-        "none" if promotion.champion is None else f"{promotion.champion:.5g} (version {promotion.champion_version})"
-    )
-    create_markdown_artifact(
-        f"# {promotion.name} version {promotion.version} {verdict}\n\n{promotion.reason}\n\n"
-        f"| {promotion.metric} | |\n|---|---|\n"
-        f"| challenger (version {promotion.version}) | {promotion.challenger:.5g} |\n| champion before | {champion} |\n",
-        _key("promotion", spec),
-        f"{promotion.name} version {promotion.version} {verdict}",
-    )
+    rows = [f"| challenger, version {promotion.version} | {promotion.challenger:.5g} |"]
+    if promotion.champion is not None:
+        rows.append(f"| champion until now, version {promotion.champion_version} | {promotion.champion:.5g} |")
+    title = f"{promotion.name} version {promotion.version} {verdict}"
+    table = "\n".join([f"| model | {promotion.metric} |", "|---|---|", *rows])
+    create_markdown_artifact(f"# {title}\n\n{promotion.reason}\n\n{table}\n", _key("promotion", spec), title)
 
 
 def tracking_url(run_id: str) -> str:
@@ -204,7 +207,3 @@ def _data_uri(png: bytes) -> str:
     webp = io.BytesIO()
     image.save(webp, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
-
-
-def _id(artifact_id: Any) -> UUID:
-    return artifact_id

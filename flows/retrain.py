@@ -1,35 +1,55 @@
 """The flow: prepare, train, evaluate, register, promote."""
 
+import logging
 import re
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+import httpx
+from prefect import flow, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import CancelledRun
+from prefect.flow_engine import run_flow
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Failed, Pending
 from prefect.tasks import Task
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.urls import url_for
+from pydantic import Field
 
 from flows import steps
-from genmodels.errors import GenmodelsError
-from genmodels.spec import EvaluationReport, PrepareReport, Promotion, Record, RegisterReport, TrainReport
+from flows.artifacts import tracking_url
+from flows.terminal import Display
+from genmodels.errors import GenmodelsError, UnavailableError
+from genmodels.jobs import latest_job
+from genmodels.settings import settings
+from genmodels.spec import EvaluationReport, Metric, PrepareReport, Promotion, Record, RegisterReport, RunSpec
 from genmodels.steps.resolve import resolve
+from genmodels.tracking.registry import Registry
 
 
 class Outcome(Record):
     """What a retraining came to; the JSON that `genmodels retrain` prints."""
 
     run_key: str
-    model_uri: str
+    model_uri: str = Field(description="models:/NAME/VERSION")
     version: int
     aliases: list[str]
-    metrics: dict[str, dict[str, Any]]
+    promotion: str = Field(description="why it is the champion now, or is not")
+    metrics: dict[str, dict[str, float | None]] = Field(
+        description="by name: value, interval, floor, untrained, gap closed"
+    )
     dataset_digest: str
-    seconds: dict[str, float]
-    addresses: dict[str, str]
-    contact_sheet: str | None
+    seconds: dict[str, float] = Field(description="by step, as waited for in this run")
+    addresses: dict[str, str] = Field(
+        description="of the flow run in Prefect, the run in MLflow, the training's Ray job"
+    )
+    pictures: dict[str, str] = Field(description="s3 addresses, by name")
 
 
 def run_name() -> str:
@@ -72,6 +92,7 @@ def retrain(
         workers: data-parallel training processes.
     """
     seconds: dict[str, float] = {}
+    watch = steps.watcher.get()
 
     def done(step: Task[..., Any], *arguments: Any) -> Any:
         started = time.monotonic()
@@ -79,13 +100,15 @@ def retrain(
         seconds[step.name] = round(time.monotonic() - started, 2)
         if not state.is_completed():
             raise _Ended(state)
+        if watch:
+            watch.finished(step.name, "done before" if state.name == "Cached" else f"{seconds[step.name]:.1f} s")
         return state.result()
 
     try:
         spec = resolve(model, dataset, preset, overrides, seed, workers)
         prepared: PrepareReport = done(steps.prepare, spec)
         spec = spec.with_dataset(prepared.dataset_digest)
-        trained: TrainReport = done(steps.train, spec)
+        done(steps.train, spec)
         evaluated: EvaluationReport = done(steps.evaluate, spec)
         registered: RegisterReport = done(steps.register, spec)
         promotion: Promotion = done(steps.promote, spec)
@@ -93,4 +116,92 @@ def retrain(
         return Failed(message=f"Nothing was started: {error}", data=error)
     except _Ended as ended:
         return ended.state
-    return Completed(message=promotion.reason, data=(registered, trained, evaluated))
+    outcome = Outcome(
+        run_key=spec.run_key,
+        model_uri=registered.model_uri,
+        version=registered.version,
+        aliases=sorted(Registry().find(registered.model_uri).aliases),
+        promotion=promotion.reason,
+        metrics={
+            m.name: m.model_dump(exclude={"name", "better"}) | {"gap_closed": m.gap_closed} for m in evaluated.metrics
+        },
+        dataset_digest=prepared.dataset_digest,
+        seconds=seconds,
+        addresses={
+            "prefect": steps.flow_url(),
+            "mlflow": tracking_url(registered.mlflow_run_id),
+            "ray": _training_url(spec),
+        },
+        pictures=evaluated.pictures,
+    )
+    return Completed(message=promotion.reason, data=outcome)
+
+
+def _numbers(metric: Metric) -> dict[str, float | None]:
+    return {**metric.model_dump(exclude={"name", "better"}), "gap_closed": metric.gap_closed}
+
+
+def retrain_now(
+    model: str,
+    dataset: str,
+    preset: str = "demo",
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    workers: int = 1,
+) -> Outcome:
+    """Run the flow in this process, and show in the terminal (stderr) how it goes.
+
+    Raises what the flow fails with: SpecError for bad input, before anything is written, and the errors of the steps.
+    """
+    parameters = {
+        "model": model,
+        "dataset": dataset,
+        "preset": preset,
+        "overrides": list(overrides),
+        "seed": seed,
+        "workers": workers,
+    }
+    resolve(**parameters)
+    with Display() as display:
+        token = steps.watcher.set(display)
+        try:
+            created = _create_flow_run(parameters)
+            display.console.print(f"Follow it at {url_for(created)}", soft_wrap=True)
+            outcome = run_flow(retrain, flow_run=created, parameters=parameters)
+        except CancelledRun:
+            raise GenmodelsError(
+                "The run was cancelled in Prefect; start it again to go on from where it was."
+            ) from None
+        except httpx.TransportError as error:
+            raise UnavailableError(
+                f"The Prefect server at {settings().prefect_api_url} does not answer; start it with `genmodels up` and "
+                "start the run again: it goes on with what is running."
+            ) from error
+        finally:
+            steps.watcher.reset(token)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def _create_flow_run(parameters: dict[str, Any]) -> FlowRun:
+    """A flow run of the deployment, for this process to execute: Prefect's pages offer Cancel for no other."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setLevel(logging.CRITICAL)  # the display says it better, and Prefect keeps it
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(deploy(), parameters=parameters, state=Pending())
+
+
+def deploy() -> UUID:
+    """The deployment that runs started by hand belong to."""
+    deployment = retrain.to_deployment("by-hand", entrypoint_type=EntrypointType.MODULE_PATH)
+    return cast(UUID, cast(RunnerDeployment, deployment).apply())
+
+
+def _training_url(spec: RunSpec) -> str:
+    """The page of the Ray job that trained, or of all jobs if the cluster has forgotten it."""
+    try:
+        job = latest_job("train", spec)
+    except GenmodelsError:
+        job = None
+    return job.url if job else f"{settings().ray_address}/#/jobs"

@@ -7,7 +7,7 @@ a report that is gone is made again.
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE
@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task, exponential_backoff
+from prefect.utilities.urls import url_for
 
 from flows.artifacts import Every, Live, dataset_table, decision, link, metrics_table
 from genmodels.errors import GenmodelsError, UnavailableError
@@ -38,8 +39,15 @@ RETRIES = 3
 JOB_LABEL = "genmodels.ray_job"
 LOG_LINES, LOG_SECONDS = 20, 10.0
 
-watcher: ContextVar[Callable[[Progress], None] | None] = ContextVar("watcher", default=None)
-"""Who else wants each progress of this process's flow: the terminal of `genmodels retrain`."""
+
+class Watcher(Protocol):
+    """Who else is told how the steps go: the terminal of `genmodels retrain`."""
+
+    def show(self, step: str, progress: Progress | None) -> None: ...
+    def finished(self, step: str, text: str) -> None: ...
+
+
+watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State) -> bool:
@@ -104,23 +112,20 @@ def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
 def _run(step: str, spec: RunSpec, kind: type[R], publish: Callable[[R, RunSpec], None] | None = None) -> State:
     """The state a step's task ends in: with the report, or with the error and what will be done about it."""
     try:
-        report, cached = load_report(step, spec, kind), True
+        report = load_report(step, spec, kind)
+        name = "Cached" if report else None
         if report is None:
-            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_run.ui_url or ""})
+            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_url()})
             if not _follow(job):
-                return Cancelled(
-                    message=f"{task_run.name} was cancelled; run it again to go on from its last checkpoint."
-                )
-            report, cached = load_report(step, spec, kind), False
+                return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
+            report = load_report(step, spec, kind)
         if report is None:
-            raise UnavailableError(f"The {step} step ended without the report it should leave at {job.id}.")
+            raise UnavailableError(f"The {step} step ended without leaving its report.")
     except GenmodelsError as error:
         return _failed(error)
     if publish:
         publish(report, spec)
-    if cached:
-        return Completed(name="Cached", message="Done before; nothing was computed.", data=report)
-    return Completed(data=report)
+    return Completed(name=name, data=report)
 
 
 def _failed(error: GenmodelsError) -> State:
@@ -137,17 +142,16 @@ def _follow(job: Job) -> bool:
     """Tell people of a job until it has succeeded; False if the flow run was cancelled, and the job stopped."""
     _announce(job)
     live, logs, watch, cancel_due = Live(job.step, job.spec), _LogRelay(job), watcher.get(), Every(3)
-    update = None
     for update in job.follow():
         logs.relay(update.lines)
         live.update(update.progress)
         if watch:
-            watch(job.step, update.progress)
+            watch.show(job.step, update.progress)
         if cancel_due() and _is_cancelled():
             get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
             job.stop()
             return False
-    live.update(update.progress if update else None, last=True)
+    live.finish()
     return True
 
 
@@ -159,12 +163,17 @@ def _announce(job: Job) -> None:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled this flow run in Prefect; in a process that no runner supervises, nobody else looks."""
+    """Whether somebody cancelled this flow run in Prefect; without a runner above this process nobody else looks."""
     try:
         state = _client().read_flow_run(flow_run.id).state
     except Exception:  # Prefect is away; the job goes on
         return False
     return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
+
+
+def flow_url() -> str:
+    """This flow run's page."""
+    return url_for("flow-run", obj_id=flow_run.id) or ""
 
 
 def _client() -> Any:

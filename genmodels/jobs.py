@@ -116,7 +116,7 @@ class Job:
     """One attempt at a step of a spec. Its id follows from these, so that whoever comes later finds it."""
 
     def __init__(self, step: str, spec: RunSpec, attempt: int, cluster: RayJobs):
-        self.step, self.spec, self.cluster = step, spec, cluster
+        self.step, self.spec, self.attempt, self.cluster = step, spec, attempt, cluster
         subject = spec.dataset_name if step == "prepare" else f"{spec.model}-{spec.dataset_name}"
         key = folder(step, spec).rpartition("/")[2]
         self.id = f"{step}-{subject[:60]}-{key[:12]}-{attempt}"
@@ -201,16 +201,24 @@ def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | Non
     Args:
         links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
     """
-    cluster = RayJobs()
+    job = latest_job(step, spec)
+    info = job.info() if job else None
+    if job and info and (info.status in RUNNING or _is_done(info, step, spec)):
+        return job
+    job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
+    job.submit(links or {})
+    return job
+
+
+def latest_job(step: str, spec: RunSpec) -> Job | None:
+    """The last attempt at a step that the cluster knows of."""
+    cluster, found = RayJobs(), None
     for attempt in count(1):
         job = Job(step, spec, attempt, cluster)
-        info = job.info()
-        if info is None:
-            job.submit(links or {})
-            return job
-        if info.status in RUNNING or (info.status == "SUCCEEDED" and store().exists(report_key(step, spec))):
-            return job
-    raise AssertionError("unreachable: attempts are not bounded")
+        if job.info() is None:
+            break
+        found = job
+    return found
 
 
 def stop_job(job_id: str) -> None:
@@ -222,6 +230,10 @@ def this_job() -> dict[str, str]:
     """What the Ray job that this process belongs to was submitted with: step, model, dataset, run_key, ray_job (its
     page) and the `links` of `attach_or_submit`; nothing outside a job."""
     return json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
+
+
+def _is_done(info: JobInfo, step: str, spec: RunSpec) -> bool:
+    return info.status == "SUCCEEDED" and store().exists(report_key(step, spec))
 
 
 class _LogTail:
