@@ -7,17 +7,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 from genmodels.settings import Settings, settings
 from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
+
+if TYPE_CHECKING:
+    from genmodels.storage.objects import ObjectStore
 
 DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 STACK_STARTING: Future[object] | None = None
@@ -80,6 +85,37 @@ def started(names: list[str] | tuple[str, ...]) -> Settings:
     store.cache_clear()
     os.environ |= settings().client_environment()
     return settings()
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets GENMODELS_* for one test, beginning with a node cache of its own."""
+    from genmodels.storage.objects import store
+
+    def set_variables(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"GENMODELS_{name.upper()}", value)
+        settings.cache_clear()
+        store.cache_clear()
+
+    set_variables(cache_dir=str(tmp_path / "cache"))
+    yield set_variables
+    monkeypatch.undo()
+    settings.cache_clear()
+    store.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3: Settings, configure: Callable[..., None]) -> "Iterator[ObjectStore]":
+    """An empty bucket of one test, which the settings point at."""
+    from genmodels.storage.objects import ObjectStore, store
+
+    name = f"test-{uuid4().hex[:12]}"
+    ObjectStore(s3).client.create_bucket(Bucket=name)
+    configure(bucket=name)
+    yield store()
+    store().delete([entry.key for entry in store().list("")])
+    store().client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture(scope="session")

@@ -172,7 +172,9 @@ def test_a_wrong_checksum_closes_the_door_and_names_both(bucket: ObjectStore, so
     assert list(bucket.list("raw/")) == []
 
 
-def test_without_a_published_checksum_the_first_download_pins_it(bucket: ObjectStore, source: Source, tmp_path, configure):
+def test_without_a_published_checksum_the_first_download_pins_it(
+    bucket: ObjectStore, source: Source, tmp_path, configure
+):
     files = (RemoteFile(name="file", urls=(source.url,)),)
     (first,) = locate("set", files, MANUAL)
     assert first.sha256 is None

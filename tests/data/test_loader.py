@@ -38,7 +38,9 @@ def test_columns_of_one_table_stay_aligned():
 def test_a_restart_in_mid_epoch_sees_the_same_batches():
     whole = Loader(numbered(50), INPUTS, 6, seed=3)
     expected = [labels(whole, position) for position in range(0, 120, 6)]
-    assert [labels(Loader(numbered(50), INPUTS, 6, seed=3), p) for p in (60, 66, 0)] == [expected[i] for i in (10, 11, 0)]
+    assert [labels(Loader(numbered(50), INPUTS, 6, seed=3), p) for p in (60, 66, 0)] == [
+        expected[i] for i in (10, 11, 0)
+    ]
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -1,0 +1,234 @@
+"""The entries, and what their readers make of files in their sources' own formats."""
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genmodels.data import catalogue
+from genmodels.data.catalogue import CATALOGUE, IDX_FILES, find
+from genmodels.data.examples import Example
+from genmodels.errors import DataError, SpecError
+
+
+def nothing(done: int, total: int) -> None:
+    """No progress."""
+
+
+def examples_of(dataset: str) -> list[Example]:
+    with find(dataset).examples(nothing) as examples:
+        read = list(examples.read())
+    assert len(read) == examples.count
+    assert {e.table for e in read} == examples.tables
+    return read
+
+
+def jpeg(side: int = 16, grey: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (grey, grey, grey)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def mirror(bucket, configure, tmp_path: Path) -> Path:
+    """A folder that is the mirror of this test."""
+    configure(mirror=f"file://{tmp_path}/mirror")
+    return tmp_path / "mirror"
+
+
+def put(mirror: Path, path: str, content: bytes) -> None:
+    (mirror / path).parent.mkdir(parents=True, exist_ok=True)
+    (mirror / path).write_bytes(content)
+
+
+@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda e: e.name)
+def test_every_entry_says_what_a_person_must_know(entry: catalogue.CatalogueEntry):
+    assert CATALOGUE[entry.name] is entry
+    assert entry.title and entry.licence
+    assert entry.resolution & (entry.resolution - 1) == 0
+    assert entry.channels in {1, 3}
+    for file in entry.files:
+        assert file.urls or "by hand" in entry.how_to_get or "no address to download from" in entry.how_to_get
+        assert all(url.startswith("http") and url.endswith(f"/{file.name}") for url in file.urls)
+        assert file.sha256 is None or (len(file.sha256) == 64 and int(file.sha256, 16))
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(SpecError, match="Unknown data set 'fashon_mnist'; did you mean fashion_mnist"):
+        find("fashon_mnist")
+    with pytest.raises(SpecError, match="no folder '/nowhere/at/all'"):
+        find("folder:/nowhere/at/all")
+    with pytest.raises(SpecError, match="expected s3://bucket/key"):
+        find("s3://")
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    read = examples_of("digits")
+    assert (np.stack([e.content for e in read]) == np.rint(digits.images * 255 / 16)).all()  # type: ignore[union-attr]
+    assert [e.label for e in read] == digits.target.tolist()  # type: ignore[union-attr]
+    assert sum(e.table == "test" for e in read) == CATALOGUE["digits"].counts["test"]
+
+
+def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypatch: pytest.MonkeyPatch):
+    """In the place of each photograph a picture whose red says where a column lies: 0 left, 255 right of the border."""
+    columns = np.zeros((427, 640, 3), np.uint8)
+    columns[:, 480:] = 255
+    monkeypatch.setattr(catalogue, "decoded", lambda data: Image.fromarray(columns))
+    for example in examples_of("photos"):
+        assert isinstance(example.content, np.ndarray)
+        expected = 0 if example.table.startswith("train") else 255
+        assert example.content.min() == example.content.max() == expected
+
+
+def test_photographs_are_two_domains_of_the_published_counts_and_always_the_same():
+    once, again = examples_of("photos"), examples_of("photos")
+    for a, b in zip(once, again, strict=True):
+        assert a.name == b.name
+        assert (a.content == b.content).all()  # type: ignore[union-attr]
+    counts = {table: sum(e.table == table for e in once) for table in CATALOGUE["photos"].counts}
+    assert counts == CATALOGUE["photos"].counts
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+def test_mnist_is_padded_to_32(mirror: Path):
+    images, labels = np.full((3, 28, 28), 9), np.array([7, 0, 9])
+    contents = [idx(images), idx(labels), idx(images[:1]), idx(labels[:1])]
+    for name, content in zip(IDX_FILES, contents, strict=True):
+        put(mirror, f"mnist/{name}", content)
+    sums(mirror)
+    read = examples_of("mnist")
+    assert [(e.table, e.label) for e in read] == [("train", 7), ("train", 0), ("train", 9), ("test", 7)]
+    image = read[0].content
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (32, 32)
+    assert (image[2:30, 2:30] == 9).all()
+    assert image.sum() == 9 * 28 * 28
+
+
+def test_labels_that_do_not_fit_their_images(mirror: Path):
+    for name, array in zip(
+        IDX_FILES, [np.zeros((3, 28, 28)), np.zeros(2), np.zeros((1, 28, 28)), np.zeros(1)], strict=True
+    ):
+        put(mirror, f"mnist/{name}", idx(array))
+    sums(mirror)
+    with pytest.raises(DataError, match="train-images.* and train-labels.* do not fit"):
+        examples_of("mnist")
+
+
+def test_cifar10(mirror: Path):
+    """Records of one label and a red, a green and a blue plane."""
+    record = bytes([6]) + bytes([1]) * 1024 + bytes([2]) * 1024 + bytes([3]) * 1024
+    put(mirror, "cifar10/cifar-10-binary.tar.gz", b"")
+    with tarfile.open(mirror / "cifar10/cifar-10-binary.tar.gz", "w:gz") as file:
+        for name, count in {"data_batch_1.bin": 2, "test_batch.bin": 1, "batches.meta.txt": 0}.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = count * len(record)
+            file.addfile(info, io.BytesIO(record * count))
+    sums(mirror)
+    read = examples_of("cifar10")
+    assert [(e.table, e.label) for e in read] == [("train", 6), ("train", 6), ("test", 6)]
+    assert isinstance(read[0].content, np.ndarray)
+    assert read[0].content.shape == (32, 32, 3)
+    assert read[0].content[5, 5].tolist() == [1, 2, 3]
+    assert CATALOGUE["cifar10"].class_names[6] == "frog"
+
+
+def zipped(mirror: Path, path: str, members: dict[str, bytes]) -> None:
+    put(mirror, path, b"")
+    with zipfile.ZipFile(mirror / path, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CATALOGUE.values() if entry.unpaired and entry.files])
+def test_sets_of_two_domains(mirror: Path, name: str):
+    folders = {
+        f"{name}/{folder}/1.jpg": jpeg(grey=i) for i, folder in enumerate(("trainA", "trainB", "testA", "testB"))
+    }
+    zipped(mirror, f"{name.replace('_', '-')}/{name}.zip", folders)
+    sums(mirror)
+    assert {e.table for e in examples_of(name)} == {"train_a", "train_b", "test_a", "test_b"}
+
+
+def test_utkface_is_labelled_by_sex(mirror: Path):
+    names = {f"UTKFace/{age}_{age % 2}_0_2017{age}.jpg.chip.jpg": jpeg(grey=age) for age in range(20, 40)}
+    put(mirror, "utkface/UTKFace.tar.gz", b"")
+    with tarfile.open(mirror / "utkface/UTKFace.tar.gz", "w:gz") as file:
+        for name, data in {**names, "UTKFace/61_1_20170109142408075.jpg.chip.jpg": jpeg(grey=200)}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    read = examples_of("utkface")
+    assert {(e.label, int(e.name[:2]) % 2) for e in read if e.label is not None} == {(0, 0), (1, 1)}
+    assert [e.name for e in read if e.label is None] == ["61_1_20170109142408075.jpg.chip.jpg"]
+    assert sum(e.table == "test" for e in read) == 2
+
+
+def test_celeba_as_its_public_archive_is_made(mirror: Path, data_mirror: str):
+    """The real first images of the set, under their real names."""
+    with urlopen(f"{data_mirror}/celeba-sample/img_align_celeba.zip") as archive:
+        put(mirror, "celeba/img_align_celeba.zip", archive.read())
+    sums(mirror)
+    read = examples_of("celeba")
+    assert sorted(e.name for e in read)[0] == "000001.jpg"
+    assert len(read) == 32
+    assert {Image.open(io.BytesIO(e.content)).size for e in read if isinstance(e.content, bytes)} == {(178, 218)}
+
+
+def test_celeba_hq_leaves_the_masks(mirror: Path):
+    members = {f"CelebAMask-HQ/CelebA-HQ-img/{i}.jpg": jpeg(grey=i) for i in range(5)}
+    members |= {"CelebAMask-HQ/CelebAMask-HQ-mask-anno/0/00000_skin.png": b"a mask", "CelebAMask-HQ/README.txt": b""}
+    zipped(mirror, "celeba-hq/CelebAMask-HQ.zip", members)
+    assert [e.name for e in examples_of("celeba_hq")] == [f"CelebA-HQ-img/{i}.jpg" for i in range(5)]
+
+
+@pytest.mark.parametrize("name", ["utkface", "celeba", "celeba_hq", "cityscapes"])
+def test_sets_to_be_fetched_by_hand_say_from_where_and_to_where(bucket, name: str):
+    with pytest.raises(DataError, match=f"{name} has no address .* https://.* GENMODELS_MIRROR/.* or .*folder:PATH"):
+        examples_of(name)
+
+
+def test_a_folder_and_a_prefix_of_the_same_images_are_the_same_examples(bucket, tmp_path: Path):
+    for i in range(20):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(grey=10 * i))
+        bucket.upload(path, f"some/{path.relative_to(tmp_path)}")
+    bucket.put("some/images/a/.hidden.jpg", b"hidden")
+    folder, prefix = f"folder:{tmp_path}/images", bucket.uri("some/images")
+    assert examples_of(folder) == examples_of(prefix)
+    assert find(folder).class_names == find(prefix).class_names == ("a", "b")
+    assert not list((tmp_path / "cache/sources").iterdir())
+
+
+def test_a_prefix_with_nothing_below_it(bucket):
+    with pytest.raises(DataError, match="nothing-here holds no images"):
+        find(bucket.uri("nothing-here"))
+
+
+def test_a_key_that_leads_outside_is_refused(bucket, tmp_path: Path):
+    bucket.put("some/C:evil.jpg", b"x")  # SeaweedFS itself refuses two dots
+    with pytest.raises(DataError, match="leads outside its folder"):
+        find(bucket.uri("some"))
+
+
+def sums(mirror: Path) -> None:
+    """The mirror's own sums."""
+    files = [path for path in mirror.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(mirror)}\n" for path in files]
+    (mirror / "SHA256SUMS").write_text("".join(lines))

@@ -1,0 +1,139 @@
+"""Shards from images: the same bytes for any number of processes, and clear ends where the data will not do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genmodels.data import preprocess as module
+from genmodels.data.catalogue import find
+from genmodels.data.examples import with_held_out
+from genmodels.data.manifest import Manifest
+from genmodels.data.preprocess import Preprocessed, preprocess
+from genmodels.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """150 images of two classes, of many sizes, no two alike."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    for i in range(150):
+        path = folder / ("cats", "dogs")[i % 2] / f"{i:03d}.{'png' if i % 3 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = generator.integers(16, 40, 2)
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def run(folder: Path, out: Path, resolution: int = 16, processes: int = 1, dataset: str | None = None) -> Preprocessed:
+    out.mkdir(parents=True, exist_ok=True)
+    entry = find(dataset or f"folder:{folder}")
+    with entry.examples(lambda done, total: None) as examples:
+        return preprocess(entry, examples, out, name="set", resolution=resolution, processes=processes)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.npy")}
+
+
+def column(manifest: Manifest, folder: Path, table: str, name: str) -> np.ndarray:
+    return np.concatenate([np.load(folder / shard.file) for shard in manifest.tables[table].columns[name].shards])
+
+
+def test_one_process_and_two_write_the_same_bytes(images: Path, tmp_path: Path):
+    one, two = run(images, tmp_path / "one"), run(images, tmp_path / "two", processes=2)
+    assert one.manifest == two.manifest
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert one.manifest.digest == one.manifest.content_digest()
+
+
+def test_rows_are_the_images_in_the_order_of_their_names(images: Path, tmp_path: Path):
+    """Against Pillow alone, image by image."""
+    manifest = run(images, tmp_path / "out").manifest
+    assert manifest.rows == {"train": 135, "test": 15}
+    assert (manifest.classes, manifest.class_names) == (2, ["cats", "dogs"])
+    rows = {"train": 0, "test": 0}
+    with find(f"folder:{images}").examples(lambda done, total: None) as examples:
+        for example in examples.read():
+            image = Image.open(images / example.name).convert("RGB")
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BICUBIC)
+            row = rows[example.table]
+            found = column(manifest, tmp_path / "out", example.table, "image@16")[row]
+            assert np.abs(found.transpose(1, 2, 0).astype(int) - np.asarray(square).astype(int)).max() <= 1
+            assert column(manifest, tmp_path / "out", example.table, "label")[row] == example.label
+            rows[example.table] += 1
+    assert rows == manifest.rows
+
+
+def test_shards_are_bounded_and_read_as_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = run(images, tmp_path / "whole").manifest
+    monkeypatch.setattr(module, "SHARD_BYTES", 10 * 3 * 16 * 16)
+    parts = run(images, tmp_path / "parts").manifest
+    columns = parts.tables["train"].columns
+    assert [shard.rows for shard in columns["image@16"].shards] == [10] * 13 + [5]
+    assert [shard.rows for shard in columns["image@4"].shards] == [135]
+    for name in columns:
+        assert (
+            column(parts, tmp_path / "parts", "train", name) == column(whole, tmp_path / "whole", "train", name)
+        ).all()
+
+
+def test_a_few_bad_images_are_set_aside_and_counted(images: Path, tmp_path: Path):
+    for name in ("cats/000.jpg", "cats/002.png", "dogs/001.png"):
+        (images / name).write_bytes(b"")
+    (images / "dogs/003.jpg").write_bytes((images / "dogs/003.jpg").read_bytes()[:300])
+    done = run(images, tmp_path / "out", processes=2)
+    assert done.manifest.set_aside == {"empty": 3, "truncated": 1}
+    assert sum(done.manifest.rows.values()) == 146
+    assert done.images_per_second * done.seconds == pytest.approx(150)
+
+
+def test_too_many_bad_images_end_it_with_their_reasons_and_names(images: Path, tmp_path: Path):
+    for path in sorted(images.glob("cats/*"))[:20]:
+        path.write_bytes(b"no image")
+    with pytest.raises(
+        DataError, match=r"150 images of folder:.* not an image \(such as 'cats/000.jpg'\).* at most 10%"
+    ):
+        run(images, tmp_path / "out")
+
+
+def test_images_smaller_than_the_resolution_end_it_with_the_resolution_that_would_do(images: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="smaller than the resolution .* 64×64, .* take `--set resolution=16` or less"):
+        run(images, tmp_path / "out", resolution=64)
+
+
+def test_a_class_of_which_nothing_is_left(images: Path, tmp_path: Path):
+    for path in sorted(images.glob("cats/*"))[7:]:
+        path.unlink()
+    for path in images.glob("cats/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="The class 'cats' of folder:.* has no usable images to train on"):
+        run(images, tmp_path / "out")
+
+
+def test_a_domain_of_which_nothing_is_left(tmp_path: Path):
+    for folder, count in {"trainA": 30, "trainB": 2}.items():
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "in" / folder / f"{i}.png")
+    (tmp_path / "in/trainB/0.png").write_bytes(b"broken")
+    (tmp_path / "in/trainB/1.png").write_bytes(b"broken too")
+    with pytest.raises(DataError, match="no usable images for 'test_b'"):
+        run(tmp_path / "in", tmp_path / "out", resolution=8)
+
+
+def test_images_without_a_label_in_a_labelled_set_are_set_aside(tmp_path: Path):
+    entry = find("digits")
+    with entry.examples(lambda done, total: None) as examples:
+        whole = examples.read
+
+        def some_unlabelled():
+            return (e._replace(label=None) if i % 100 == 0 else e for i, e in enumerate(whole()))
+
+        unlabelled = with_held_out(examples.__class__(**{**vars(examples), "read": some_unlabelled}))
+        done = preprocess(entry, unlabelled, tmp_path, name="set", resolution=8)
+    assert done.manifest.set_aside == {module.NO_LABEL: 18}
