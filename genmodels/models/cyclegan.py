@@ -28,6 +28,7 @@ from genmodels.models.base import (
     Update,
     scaled,
 )
+from genmodels.nn.normalization import instance_norm
 from genmodels.nn.patch_discriminator import PatchDiscriminator
 
 
@@ -88,10 +89,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, padding_mode="reflect"),
-            nn.InstanceNorm2d(channels),
+            instance_norm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, padding_mode="reflect"),
-            nn.InstanceNorm2d(channels),
+            instance_norm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Generator(nn.Module):
         width = config.generator_channels
         self.layers = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=7, padding=3, padding_mode="reflect"),
-            nn.InstanceNorm2d(width),
+            instance_norm(width),
             nn.ReLU(inplace=True),
             *self._halve(width),
             *self._halve(2 * width),
@@ -120,12 +121,12 @@ class Generator(nn.Module):
     @staticmethod
     def _halve(channels: int) -> list[nn.Module]:
         conv = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1)
-        return [conv, nn.InstanceNorm2d(2 * channels), nn.ReLU(inplace=True)]
+        return [conv, instance_norm(2 * channels), nn.ReLU(inplace=True)]
 
     @staticmethod
     def _double(channels: int) -> list[nn.Module]:
         conv = nn.ConvTranspose2d(channels, channels // 2, kernel_size=3, stride=2, padding=1, output_padding=1)
-        return [conv, nn.InstanceNorm2d(channels // 2), nn.ReLU(inplace=True)]
+        return [conv, instance_norm(channels // 2), nn.ReLU(inplace=True)]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W) in [-1, 1]; H and W are multiples of 4."""

@@ -31,7 +31,7 @@ from genmodels.models.base import (
     Update,
     scaled,
 )
-from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear
+from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear, EqualizedUpsampleConv2d
 from genmodels.nn.normalization import minibatch_stddev, pixel_norm
 
 
@@ -80,6 +80,7 @@ class Config(ModelConfig):
             "fmap_base": 1024,
             "fmap_max": 64,
             "minibatch_stddev_group": 4,
+            "learning_rate": 3e-3,
             "batch_images": 32,
             "fade_images": 10_000,
             "stable_images": 10_000,
@@ -135,11 +136,11 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = EqualizedConv2d(in_channels, out_channels, 3)
+        self.conv1 = EqualizedUpsampleConv2d(in_channels, out_channels)
         self.conv2 = EqualizedConv2d(out_channels, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pixel_norm(leaky_relu(self.conv1(upsample(x))))
+        x = pixel_norm(leaky_relu(self.conv1(x)))
         return pixel_norm(leaky_relu(self.conv2(x)))
 
 
@@ -161,7 +162,7 @@ class Generator(nn.Module):
         if labels is not None:
             latent = torch.cat((latent, F.one_hot(labels, self.classes).to(latent.dtype)), dim=1)
         x = self.dense(pixel_norm(latent)).unflatten(1, (-1, 4, 4)) + self.dense_bias
-        x = pixel_norm(leaky_relu(x))
+        x = pixel_norm(leaky_relu(x.contiguous(memory_format=torch.channels_last)))
         x = pixel_norm(leaky_relu(self.conv(x)))
         before = x
         for block in self.blocks[:level]:
@@ -200,6 +201,7 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor, level: int, alpha: float, *, batches: int = 1) -> Tensor:
         """(B, C, H, W) of the level -> (B, 1 + classes). With `batches` minibatches joined one after the other, the
         minibatch standard deviation does not look from one into the next."""
+        images = images.contiguous(memory_format=torch.channels_last)
         x = leaky_relu(self.from_rgb[level](images))
         for depth in range(level, 0, -1):
             x = self.blocks[depth - 1](x)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from genmodels.nn.normalization import instance_norm
+
 
 class PatchDiscriminator(nn.Module):
     """C64-C128-C256-C512: with three layers, patches of 70x70 pixels; 256x256 images give 30x30 logits."""
@@ -18,7 +20,7 @@ class PatchDiscriminator(nn.Module):
                 nn.Conv2d(
                     widths[depth - 1], widths[depth], kernel_size=4, stride=2 if depth < layers else 1, padding=1
                 ),
-                nn.InstanceNorm2d(widths[depth]),
+                instance_norm(widths[depth]),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, kernel_size=4, padding=1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from genmodels.nn.equalized import EqualizedConv2d, EqualizedLinear
+from genmodels.nn.equalized import EqualizedConv2d, EqualizedLinear, EqualizedUpsampleConv2d
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
@@ -17,6 +17,17 @@ def test_convolution_uses_weights_times_hes_constant(size):
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, size, size)
     expected = F.conv2d(x, layer.weight * math.sqrt(2 / 27), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_upsampling_convolution_equals_the_two_operations(size):
+    torch.manual_seed(0)
+    layer = EqualizedUpsampleConv2d(3, 5)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, size, size)
+    larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = F.conv2d(larger, layer.weight * math.sqrt(2 / 27), layer.bias, padding=1)
     torch.testing.assert_close(layer(x), expected)
 
 

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from genmodels.nn.normalization import minibatch_stddev, pixel_norm
+from genmodels.nn.normalization import instance_norm, minibatch_stddev, pixel_norm
+
+
+def test_instance_norm_is_torchs():
+    x = 3 + 2 * torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(instance_norm(5)(x), torch.nn.InstanceNorm2d(5)(x))
+    assert not list(instance_norm(5).parameters())
 
 
 def test_pixel_norm_makes_the_mean_square_over_channels_one():

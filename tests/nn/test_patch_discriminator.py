@@ -14,7 +14,7 @@ def test_parameter_count_is_the_published_one():
 def test_receptive_field(layers, field):
     """The pixels that one logit depends on, with the norms taken out since they look at the whole map."""
     network = PatchDiscriminator(1, channels=2, layers=layers).double()
-    kept = [m for m in network.layers if not isinstance(m, torch.nn.InstanceNorm2d | torch.nn.LeakyReLU)]
+    kept = [m for m in network.layers if not isinstance(m, torch.nn.GroupNorm | torch.nn.LeakyReLU)]
     images = torch.zeros(1, 1, 256, 256, dtype=torch.float64, requires_grad=True)
     logits = torch.nn.Sequential(*kept)(images)
     (gradient,) = torch.autograd.grad(logits[0, 0, 15, 15], images)
