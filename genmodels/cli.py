@@ -134,21 +134,16 @@ def retrain(
 
     Steps that are done already are not done again, and a run that was cut off goes on from its last checkpoint.
     """
-    from genmodels.steps.resolve import resolve
-    from genmodels.terminal import console, following
-
-    resolve(model, dataset, preset, overrides or [], seed, workers)  # refuses bad input before anything is started
-
     from flows.retrain import retrain_now
 
-    with following() as show:
-        outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers, watch=show)
+    outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers)
     if as_json:
         print(outcome.model_dump_json())
     else:
+        from genmodels.pictures import kept
         from genmodels.terminal import print_outcome
 
-        print_outcome(console, outcome)
+        print_outcome(outcome, kept(outcome.pictures, outcome.model_uri))
 
 
 @app.command(rich_help_panel=STEPS)

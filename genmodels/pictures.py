@@ -1,6 +1,7 @@
 """Picture files in and out of the command: sample grids, and images to be translated."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from genmodels.data.images import Unusable, square
 from genmodels.errors import AccessError, DataError
+from genmodels.settings import settings
+from genmodels.storage.objects import store
 from genmodels.tracking import registry
 
 
@@ -31,6 +34,17 @@ def save(image: np.ndarray, path: Path) -> None:
         raise AccessError(
             f"The picture {path} cannot be written: {error}; take another path, such as out.png."
         ) from error
+
+
+def kept(pictures: Mapping[str, str], model_uri: str) -> list[Path]:
+    """Copy pictures, given by name and s3:// address, to HOME/pictures/MODEL/VERSION; returns where they are."""
+    folder = settings().home / "pictures" / model_uri.removeprefix("models:/")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, uri in pictures.items():
+        paths.append(folder / f"{name}{Path(uri).suffix}")
+        paths[-1].write_bytes(store().read(uri))
+    return paths
 
 
 def translated(model_uri: str, source: Path, to: str) -> dict[str, np.ndarray]:

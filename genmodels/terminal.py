@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -16,9 +18,12 @@ from genmodels.errors import GenmodelsError
 from genmodels.spec import Progress, Record, RunSpec
 from genmodels.stack import State
 
+if TYPE_CHECKING:
+    from flows.retrain import Outcome
+
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 400)
 errors = Console(stderr=True)
-QUIET_SECONDS = 15.0
+LINE_SECONDS = 10.0  # between lines of text where there is no terminal
 
 
 @contextmanager
@@ -45,37 +50,61 @@ def starting() -> Iterator[Callable[[str, State, float], None]]:
         yield show
 
 
-@contextmanager
-def following() -> Iterator[Callable[[Progress], None]]:
-    """Shows each stage of each step as a bar with its rate, losses and remaining time; in a log, as a line now and
-    then."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
-    with Bars(*columns, console=errors) as bars:
-        rows: dict[tuple[str, str], TaskID] = {}
-        printed = dict[tuple[str, str], float]()
+class StepDisplay:
+    """How the steps of a run go: a line each with a bar; where the output is no terminal, a line of text now and then."""
 
-        def show(progress: Progress) -> None:
-            row = progress.step, progress.stage
-            name = f"{progress.step} {progress.stage}".strip()
-            if row not in rows:
-                rows[row] = bars.add_task(name, total=progress.total, detail="")
-            bars.update(rows[row], total=progress.total, completed=progress.done, detail=detail(progress))
-            if not errors.is_terminal and time.monotonic() - printed.get(row, -QUIET_SECONDS) >= QUIET_SECONDS:
-                printed[row] = time.monotonic()
-                errors.print(f"{name}: {detail(progress)}")
+    def __init__(self) -> None:
+        self.console = errors
+        self._bars = Bars(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<9}"),
+            BarColumn(24),
+            TextColumn("{task.fields[text]}"),
+            console=errors,
+        )
+        self._rows: dict[str, TaskID] = {}
+        self._printed = -LINE_SECONDS
 
-        yield show
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, step: str, progress: Progress | None) -> None:
+        """The step goes on."""
+        text = described(progress) if progress else "starting"
+        if errors.is_terminal:
+            row = self._row(step)
+            if progress:
+                self._bars.update(row, completed=progress.done, total=progress.total, text=text)
+        elif time.monotonic() - self._printed >= LINE_SECONDS:
+            self._printed = time.monotonic()
+            errors.print(f"{step}: {text}", soft_wrap=True)
+
+    def finished(self, step: str, text: str) -> None:
+        """The step is done."""
+        if errors.is_terminal:
+            self._bars.update(self._row(step), completed=1, total=1, text=text)
+        else:
+            errors.print(f"{step}: {text}", soft_wrap=True)
+
+    def _row(self, step: str) -> TaskID:
+        if step not in self._rows:
+            self._rows[step] = self._bars.add_task(step, total=None, text="starting")
+        return self._rows[step]
 
 
-def detail(progress: Progress) -> str:
-    """The numbers of a progress in one line."""
-    parts = [f"{progress.done:,} of {progress.total:,} {progress.unit}"]
+def described(progress: Progress) -> str:
+    """A progress in one line: stage, amount, rate, time left and losses."""
+    parts = [progress.stage, f"{progress.done:,} of {progress.total:,} {progress.unit}"]
     if progress.per_second:
-        parts.append(f"{progress.per_second:,.0f}/s")
+        parts.append(f"{progress.per_second:,.1f} {progress.unit}/s")
     if progress.eta_seconds is not None:
-        parts.append(f"{progress.eta_seconds / 60:.1f} min left")
-    parts += [f"{name} {value:.3g}" for name, value in progress.values.items()]
-    return ", ".join([*parts, *filter(None, [progress.message])])
+        parts.append(f"{timedelta(seconds=round(progress.eta_seconds))} left")
+    parts += [f"{name} {value:.4g}" for name, value in progress.values.items()]
+    return " · ".join(part for part in [*parts, progress.message] if part)
 
 
 @contextmanager
@@ -84,29 +113,41 @@ def watching(step: str, spec: RunSpec) -> Iterator[None]:
     from genmodels.steps.reports import read_progress
 
     done = Event()
-    before = _quietly(lambda: read_progress(step, spec))
+    began = datetime.now(UTC)
 
-    def watch(show: Callable[[Progress], None]) -> None:
+    def watch(display: StepDisplay) -> None:
         while not done.wait(1.0):
-            progress = _quietly(lambda: read_progress(step, spec))
-            if progress is not None and progress != before:
-                show(progress)
+            with suppress(GenmodelsError):  # the step meets the same trouble and tells of it
+                progress = read_progress(step, spec)
+                display.show(step, progress if progress and progress.time > began else None)
 
-    with following() as show:
-        watcher = Thread(target=watch, args=[show], daemon=True)
+    with StepDisplay() as display:
+        watcher = Thread(target=watch, args=[display], daemon=True)
         watcher.start()
         try:
             yield
         finally:
             done.set()
             watcher.join()
+        display.finished(step, f"{(datetime.now(UTC) - began).total_seconds():.1f} s")
 
 
-def _quietly(read: Callable[[], Progress | None]) -> Progress | None:
-    try:
-        return read()
-    except GenmodelsError:  # the step meets the same trouble and tells of it
-        return None
+def print_outcome(outcome: "Outcome", pictures: Sequence[Path]) -> None:
+    """What a retraining came to."""
+    columns = ["metric", "value", "interval", "floor", "untrained", "gap closed"]
+    rows = []
+    for name, metric in outcome.metrics.items():
+        value, low, high, floor, untrained, gap = (
+            "" if metric.get(key) is None else f"{metric[key]:.4g}"
+            for key in ("value", "low", "high", "floor", "untrained", "gap_closed")
+        )
+        rows.append([name, value, f"{low} to {high}", floor, untrained, gap])
+    print_table(columns, rows)
+    console.print(
+        f"{outcome.model_uri} is registered as {' and '.join(outcome.aliases) or 'a version'}: {outcome.promotion}"
+    )
+    lines = {**outcome.addresses, **{path.stem: str(path) for path in pictures}}
+    print_table(["", ""], [[name, address] for name, address in lines.items()])
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

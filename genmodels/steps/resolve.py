@@ -41,12 +41,12 @@ def resolve(
     if model not in MODELS:
         raise unknown("model", model, MODELS)
     entry = find(dataset)
-    config, training = configured(model, preset, overrides, resolution=entry.resolution)
     if entry.unpaired != MODELS[model].unpaired:
         wanted, given = ("two unpaired domains", "one set of images")[:: 1 if MODELS[model].unpaired else -1]
         raise SpecError(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
+    config, training = configured(model, preset, overrides, resolution=entry.resolution)
     try:
         return RunSpec(
             model=model,
@@ -121,5 +121,6 @@ def _sentence(error: ValidationError, what: str) -> SpecError:
     key = ".".join(str(part) for part in first["loc"])
     if not key:
         return SpecError(first["msg"].removeprefix("Value error, "))
-    problem = first["msg"][0].lower() + first["msg"][1:]
+    problem = first["msg"].removeprefix("Value error, ")
+    problem = problem[0].lower() + problem[1:]
     return SpecError(f"The {what} {key!r} cannot be {first['input']!r}: {problem}.")
