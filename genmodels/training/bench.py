@@ -96,7 +96,7 @@ def _engine(model: GenerativeModel, stage: Stage, training: TrainingSpec | None)
     grown = Position(images_in_stage=stage.images - 1, step=0)
     endless = replace(stage, images=2**62)
     model.stages = lambda: [endless]  # type: ignore[method-assign]
-    data = _random_data(stage.inputs, model.data.channels, model.data.classes)
+    data = random_data(stage.inputs, model.data.channels, model.data.classes)
     device = next(model.parameters()).device
     engine = Engine(
         model,
@@ -107,7 +107,8 @@ def _engine(model: GenerativeModel, stage: Stage, training: TrainingSpec | None)
     return engine
 
 
-def _random_data(inputs: Mapping[str, Input], channels: int, classes: int) -> Dataset:
+def random_data(inputs: Mapping[str, Input], channels: int, classes: int) -> Dataset:
+    """Tables of random bytes and labels with the columns that a stage reads."""
     generator = np.random.default_rng(0)
     tables: dict[str, dict[str, np.ndarray]] = {}
     for wanted in inputs.values():

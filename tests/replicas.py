@@ -1,0 +1,50 @@
+"""Real models stepped by the engine on random images, alone or in one of several spawned workers."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from genmodels.models import build
+from genmodels.models.base import DataInfo
+from genmodels.spec import TrainingSpec
+from genmodels.training.bench import random_data
+from genmodels.training.engine import Engine
+from genmodels.data.loader import Loader
+from genmodels.training.workers import Workers
+
+Gradients = dict[str, list[Tensor]]
+
+
+def gradients(model: str, config: dict[str, Any], steps: int, **training: Any) -> list[Gradients]:
+    """The gradient that each update of each of the first steps stepped along, by update."""
+    workers, data = Workers(), DataInfo(channels=3, classes=4)
+    network = build(model, config, data, seed=0)
+    place = {"seed": 0, "rank": workers.rank, "size": workers.size}
+    engine = Engine(
+        network,
+        lambda stage: Loader(random_data(stage.inputs, data.channels, data.classes), stage.inputs, stage.batch_images, **place),
+        training=TrainingSpec(**training),
+        workers=workers,
+    )
+    seen = []
+    for _ in range(steps):
+        engine.step()
+        seen.append(
+            {
+                trained.update.name: [
+                    torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trained.update.parameters
+                ]
+                for trained in engine._trained
+            }
+        )
+    return seen
+
+
+def run(rank: int, size: int, folder: str, cases: dict[str, tuple[str, dict[str, Any]]], steps: int) -> None:
+    """The body of one spawned worker; leaves its gradients in `folder`, by case."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{folder}/rendezvous")
+    torch.save({case: gradients(*cases[case], steps) for case in cases}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
