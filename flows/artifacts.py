@@ -10,7 +10,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import ParamSpec, cast
 from uuid import UUID
 
@@ -30,6 +29,7 @@ from prefect.logging import get_run_logger
 from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
 from genmodels.steps.reports import newest_samples
+from genmodels.terminal import described
 from genmodels.tracking.runs import find_run
 
 P = ParamSpec("P")
@@ -125,17 +125,6 @@ class Live:
         if not self._linked and (run_id := find_run(self.spec)):
             link("mlflow-run", "MLflow run: curves, samples, parameters", tracking_url(run_id), self.spec)
             self._linked = True
-
-
-def described(progress: Progress) -> str:
-    """One line for people: stage, amount, rate, time left and losses."""
-    parts = [progress.stage, f"{progress.done:,} of {progress.total:,} {progress.unit}"]
-    if progress.per_second:
-        parts.append(f"{progress.per_second:,.1f} {progress.unit}/s")
-    if progress.eta_seconds is not None:
-        parts.append(f"{timedelta(seconds=round(progress.eta_seconds))} left")
-    parts += [f"{name} {value:.4g}" for name, value in progress.values.items()]
-    return " · ".join(part for part in [*parts, progress.message] if part)
 
 
 @best_effort

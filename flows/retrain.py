@@ -24,12 +24,12 @@ from pydantic import Field
 
 from flows import steps
 from flows.artifacts import tracking_url
-from flows.terminal import Display
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import latest_job
 from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, PrepareReport, Promotion, Record, RegisterReport, RunSpec
 from genmodels.steps.resolve import resolve
+from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
 
 
@@ -115,7 +115,8 @@ def retrain(
     except GenmodelsError as error:
         return Failed(message=f"Nothing was started: {error}", data=error)
     except _Ended as ended:
-        return ended.state
+        state = ended.state  # a new one: that of a task would be summed up as "1/1 states failed"
+        return State(type=state.type, message=state.message, data=state.result(raise_on_failure=False))
     outcome = Outcome(
         run_key=spec.run_key,
         model_uri=registered.model_uri,
@@ -162,7 +163,7 @@ def retrain_now(
         "workers": workers,
     }
     resolve(**parameters)
-    with Display() as display:
+    with StepDisplay() as display:
         token = steps.watcher.set(display)
         try:
             created = _create_flow_run(parameters)
