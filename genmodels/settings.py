@@ -32,10 +32,10 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     mlflow_url: str = "http://127.0.0.1:5000"
     prefect_api_url: str = "http://127.0.0.1:4200/api"
-    ray_address: str = Field("http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
+    ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
     ray_token_path: Path | None = None
-    mirror: str | None = Field(None, description="base address in the place of every public data address")
-    cache_dir: Path | None = Field(None, description="node-local copies of shards; default HOME/cache")
+    mirror: str | None = Field(default=None, description="base address in the place of every public data address")
+    cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")
 
     @property
     def stack_file(self) -> Path:

@@ -51,7 +51,7 @@ def starting() -> Iterator[Callable[[str, State, float], None]]:
 
 
 class StepDisplay:
-    """How the steps of a run go: a line each with a bar; where the output is no terminal, a line of text now and then."""
+    """How the steps of a run go: a line each with a bar; without a terminal, a line of text now and then."""
 
     def __init__(self) -> None:
         self.console = errors
