@@ -17,14 +17,13 @@ from pydantic import BaseModel
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
+from genmodels.errors import AccessError, GenmodelsError, UnavailableError
 from genmodels.settings import settings
 from genmodels.spec import Progress, RunSpec
-from genmodels.steps.reports import clear_failure, folder, read_failure, read_progress, report_key
+from genmodels.steps.reports import clear_failure, error_of, folder, read_failure, read_progress, report_key
 from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
-BY_EXIT_CODE = {kind.exit_code: kind for kind in (SpecError, DataError, DivergedError, UnavailableError, AccessError)}
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -189,10 +188,11 @@ class Job:
             why = f"was killed by signal {abs(code) % 128}" if code else f"was lost: {_first_line(info.message)}"
             return UnavailableError(f"Ray job {self.id} {why}.".replace("..", "."))
         failure = read_failure(self.step, self.spec)
-        kind = BY_EXIT_CODE.get(code, GenmodelsError)
         if failure and failure.exit_code == code:
-            return kind(failure.message)
-        return kind(f"Ray job {self.id} ended with exit code {code}: {_last_line(info.message)} (log: {self.url}).")
+            return failure.error()
+        return error_of(code)(
+            f"Ray job {self.id} ended with exit code {code}: {_last_line(info.message)} (log: {self.url})."
+        )
 
 
 def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None) -> Job:

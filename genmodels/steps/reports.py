@@ -8,7 +8,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from genmodels.errors import GenmodelsError
+from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
 from genmodels.spec import Progress, Record, RunSpec, digest
 from genmodels.storage.objects import store
 
@@ -23,6 +23,16 @@ class Failure(Record):
     message: str
     exit_code: int
     transient: bool
+
+    def error(self) -> GenmodelsError:
+        """The error again, in another process."""
+        return error_of(self.exit_code)(self.message)
+
+
+def error_of(exit_code: int) -> type[GenmodelsError]:
+    """The kind of error that a step ends with this exit code for."""
+    kinds = (SpecError, DataError, DivergedError, UnavailableError, AccessError)
+    return {kind.exit_code: kind for kind in kinds}.get(exit_code, GenmodelsError)
 
 
 def folder(step: str, spec: RunSpec) -> str:
