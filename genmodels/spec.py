@@ -139,6 +139,7 @@ class EvaluationReport(Record):
     metrics: list[Metric]
     protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
     pictures: dict[str, str] = Field(description="address of each picture, by name")
+    not_offered: dict[str, str] = Field(default_factory=dict, description="why a feature extractor was not used, by name")
     seconds: float
 
     def metric(self, name: str) -> Metric:

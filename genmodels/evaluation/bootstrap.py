@@ -45,8 +45,14 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def resample(images: int, generator: torch.Generator, replicates: int = REPLICATES) -> Tensor:
+def resample(images: int, replicates: int, generator: torch.Generator) -> Tensor:
     """How often each image is drawn when `images` are drawn with replacement: (replicates, images), float64."""
     drawn = torch.randint(images, (replicates, images), generator=generator)
     once = torch.ones(replicates, images, dtype=torch.float64)
     return torch.zeros_like(once).scatter_add_(1, drawn, once)
+
+
+def sample_mean(values: Tensor, replicates: int, generator: torch.Generator) -> Estimate:
+    """The mean of one value (N,) for each image."""
+    values = values.double()
+    return Estimate(float(values.mean()), resample(len(values), replicates, generator) @ values / len(values))

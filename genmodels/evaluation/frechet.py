@@ -10,20 +10,18 @@ float64 throughout: at 2048 features float32 is off by 0.05. What bounds it is t
 import torch
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import Estimate, resample
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
 
 
-def fid(real: Tensor, fake: Tensor, *, generator: torch.Generator) -> Estimate:
+def fid(real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
     """The distance between two sets of features, (N, D) and (M, D), any float type, with at least two rows each."""
     real, fake = real.double(), fake.double()
-    counts = resample(len(real), generator), resample(len(fake), generator)
-    replicates = [
-        feature_distance(
-            real.repeat_interleave(drawn_real.long(), dim=0), fake.repeat_interleave(drawn_fake.long(), dim=0)
-        )
-        for drawn_real, drawn_fake in zip(*counts, strict=True)
+    counts_real, counts_fake = (resample(len(features), replicates, generator).long() for features in (real, fake))
+    resampled = [
+        feature_distance(real.repeat_interleave(drawn_real, dim=0), fake.repeat_interleave(drawn_fake, dim=0))
+        for drawn_real, drawn_fake in zip(counts_real, counts_fake, strict=True)
     ]
-    return Estimate(feature_distance(real, fake), torch.tensor(replicates))
+    return Estimate(feature_distance(real, fake), torch.tensor(resampled))
 
 
 def feature_distance(first: Tensor, second: Tensor) -> float:

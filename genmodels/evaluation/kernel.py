@@ -8,15 +8,15 @@ are used, so there is no choice of subsets; the interval comes from resampling i
 import torch
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import Estimate, resample
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
 
 BLOCK_ROWS = 1024
 
 
-def kid(real: Tensor, fake: Tensor, *, generator: torch.Generator) -> Estimate:
+def kid(real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
     """The distance between two sets of features, (N, D) and (M, D), with at least two rows each."""
-    counts_real = _with_original(resample(len(real), generator))
-    counts_fake = _with_original(resample(len(fake), generator))
+    counts_real = _with_original(resample(len(real), replicates, generator))
+    counts_fake = _with_original(resample(len(fake), replicates, generator))
     squared = (
         _mean_kernel(real, real, counts_real, counts_real)
         + _mean_kernel(fake, fake, counts_fake, counts_fake)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import Estimate, resample
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate, sample_mean
 from genmodels.evaluation.images import as_pixels
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first; Wang et al., section 3.2
@@ -42,13 +42,12 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     return similarity
 
 
-def diversity(images: Tensor, *, generator: torch.Generator) -> Estimate:
+def diversity(images: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
     """The mean similarity of the pairs (first, second), (third, fourth), ... of (N, C, R, R) images in random order."""
     images = images[torch.randperm(len(images), generator=generator)]
     pairs = len(images) // 2
     batches = zip(images[: 2 * pairs : 2].split(BATCH_PAIRS), images[1 : 2 * pairs : 2].split(BATCH_PAIRS), strict=True)
-    similarity = torch.cat([ms_ssim(x, y) for x, y in batches]).double()
-    return Estimate(float(similarity.mean()), resample(pairs, generator) @ similarity / pairs)
+    return sample_mean(torch.cat([ms_ssim(x, y) for x, y in batches]), replicates, generator)
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import Estimate, resample
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
 from genmodels.evaluation.images import as_pixels
 
 COARSEST = 16
@@ -36,12 +36,15 @@ def levels(resolution: int) -> list[int]:
     return sizes
 
 
-def sliced_wasserstein(real: Tensor, fake: Tensor, *, generator: torch.Generator) -> dict[int, Estimate]:
+def sliced_wasserstein(
+    real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES
+) -> dict[int, Estimate]:
     """The distance (x1000) at each pyramid level, by the level's resolution.
 
     Args:
         real, fake: the same number of square images, (N, C, R, R), uint8 or float in [-1, 1].
         generator: draws the patches' places (the same in both sets), the directions and the bootstrap's images.
+        replicates: of the bootstrap; 0 for the bare distance, which does not depend on it.
 
     Raises:
         ValueError: if the two sets differ in shape.
@@ -52,13 +55,12 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, *, generator: torch.Generator
         )
     images, _, _, resolution = real.shape
     sizes = levels(resolution)
-    places = {
-        size: torch.randint(size - _patch(size) + 1, (2, images, PATCHES_PER_IMAGE), generator=generator)
-        for size in sizes
-    }
+    components = real.shape[1] * _patch(resolution) ** 2
+    places = {size: _places(size, images, generator) for size in sizes}
+    directions = {size: _directions(components, generator) for size in sizes}
+    counts = resample(images, replicates, generator).float(), resample(images, replicates, generator).float()
     patches_real, patches_fake = _patches(real, places), _patches(fake, places)
-    counts = resample(images, generator).float(), resample(images, generator).float()
-    return {size: _level_distance(patches_real[size], patches_fake[size], counts, generator) for size in sizes}
+    return {size: _distances(patches_real[size], patches_fake[size], directions[size], counts) for size in sizes}
 
 
 def laplacian_pyramid(images: Tensor, sizes: list[int]) -> Iterator[Tensor]:
@@ -99,16 +101,17 @@ def _standardised(patches: Tensor) -> Tensor:
     return patches.sub_(mean).div_(variance.sqrt_().clamp_min_(1e-6))
 
 
-def _level_distance(real: Tensor, fake: Tensor, counts: tuple[Tensor, Tensor], generator: torch.Generator) -> Estimate:
-    directions = F.normalize(torch.randn(REPEATS * DIRECTIONS, real.shape[1], generator=generator))
-    values, replicates = [], []
+def _distances(real: Tensor, fake: Tensor, directions: Tensor, counts: tuple[Tensor, Tensor]) -> Estimate:
+    """The distance of two sets of patches of one level, (images * 128, components) each."""
+    values, resampled = [], [torch.empty(len(counts[0]), 0)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for chunk in directions.split(CHUNK_DIRECTIONS):
+        for start in range(0, len(directions), CHUNK_DIRECTIONS):
+            chunk = directions[start : start + CHUNK_DIRECTIONS]
             projected = chunk @ real.T, chunk @ fake.T
-            if len(replicates) * CHUNK_DIRECTIONS < DIRECTIONS:  # one repeat is enough for the standard error
-                replicates.append(_resampled_distances(*projected, counts))
+            if len(counts[0]) and start < DIRECTIONS:  # one repeat is enough for the standard error
+                resampled.append(_resampled_distances(*projected, counts))
             values += threads.map(_distance, projected[0].numpy(), projected[1].numpy())
-    return Estimate(1e3 * float(np.mean(values)), 1e3 * torch.cat(replicates, dim=1).mean(dim=1))
+    return Estimate(1e3 * float(np.mean(values)), 1e3 * torch.cat(resampled, dim=1).mean(dim=1))
 
 
 def _distance(real: np.ndarray, fake: np.ndarray) -> float:
@@ -141,3 +144,13 @@ def _distribution(projected: Tensor, low: Tensor, width: Tensor, counts: Tensor)
 
 def _patch(size: int) -> int:
     return min(PATCH, size)
+
+
+def _places(size: int, images: int, generator: torch.Generator) -> Tensor:
+    """The upper and the left edge of each patch, (2, images, 128)."""
+    return torch.randint(size - _patch(size) + 1, (2, images, PATCHES_PER_IMAGE), generator=generator)
+
+
+def _directions(components: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors, (4 * 128, components)."""
+    return F.normalize(torch.randn(REPEATS * DIRECTIONS, components, generator=generator))

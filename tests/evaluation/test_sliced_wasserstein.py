@@ -62,8 +62,6 @@ def test_it_is_the_mean_wasserstein_distance_of_standardised_patches(channels):
 
     rng = generator(3)
     y, x = torch.randint(2, (2, 12, 128), generator=rng)
-    for _ in range(2):
-        torch.randint(12, (50, 12), generator=rng)  # the bootstrap's draws
     directions = torch.randn(512, channels * 49, generator=rng).numpy()
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
 
@@ -121,6 +119,13 @@ def test_the_standard_error_is_the_spread_of_repeated_experiments(monkeypatch):
         scores.append(swd.sliced_wasserstein(real, fake, generator=generator(i))[8])
     spread = np.std([score.value for score in scores], ddof=1)
     assert np.mean([score.standard_error for score in scores]) == pytest.approx(spread, rel=0.45)
+
+
+def test_the_distance_does_not_depend_on_the_bootstrap():
+    real, fake = photos(10), photos(10, seed=1)
+    with_interval = swd.sliced_wasserstein(real, fake, generator=generator())
+    bare = swd.sliced_wasserstein(real, fake, generator=generator(), replicates=0)
+    assert {k: e.value for k, e in bare.items()} == {k: e.value for k, e in with_interval.items()}
 
 
 def test_sets_of_different_shape_are_refused():

@@ -1,0 +1,171 @@
+"""Where the features of FID and KID come from: extractors by name, each with the digest of its weights.
+
+One that cannot be had is left out and the reason is told; none ever takes another's place.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genmodels.data.dataset import Dataset, Table
+from genmodels.data.download import LocatedFile, fetch
+from genmodels.data.manifest import Manifest
+from genmodels.evaluation import inception
+from genmodels.evaluation.classifier import IMAGES_SHOWN, LARGEST, Classifier, accuracy, train_classifier
+from genmodels.evaluation.inception import Inception
+from genmodels.spec import Record
+from genmodels.storage.objects import store
+
+RECIPE = 1  # of the classifier; another number asks for a new one
+BATCH_IMAGES = 256
+INCEPTION = LocatedFile(
+    name="weights-inception-2015-12-05-6726825d.pth",
+    title="Inception's weights",
+    urls=(
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Images to features. The name goes into the metric's, the rest into its protocol."""
+
+    name: str
+    digest: str
+    resize: str
+    network: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, D) float32 on the CPU, of (N, C, R, R) images, uint8 or float in [-1, 1]."""
+        return torch.cat([self.network(batch.to(self.device)).cpu() for batch in images.split(BATCH_IMAGES)])
+
+
+class TrainedClassifier(Record):
+    """The classifier of a data set."""
+
+    weights_digest: str
+    resolution: int
+    channels: int
+    classes: int
+    accuracy: float = Field(description="on the held-out images")
+
+    @property
+    def key(self) -> str:
+        """Where its weights lie in the object store."""
+        return f"extractors/{self.weights_digest}.safetensors"
+
+    def load(self) -> Classifier:
+        """The network, in evaluation mode on the CPU."""
+        model = Classifier(self.channels, self.classes, self.resolution)
+        model.load_state_dict(safetensors.torch.load(store().get(self.key)))
+        return model.eval()
+
+
+def find_classifier(
+    manifest: Manifest, dataset: Dataset, device: torch.device, progress: Callable[[int, int], None]
+) -> TrainedClassifier:
+    """The classifier of the data set, trained on the first call and then shared by all who evaluate on these data.
+
+    Two who train it at once keep the one that is recorded first.
+    """
+    key = f"extractors/classifier-{RECIPE}/{manifest.digest}.json"
+    if record := store().get_record(key, TrainedClassifier):
+        return record
+    column = _column(manifest)
+    rows = np.random.default_rng(0).permutation(manifest.tables["train"].rows)[: IMAGES_SHOWN[1]]
+    images, labels = _labelled(dataset.table("train"), column, np.sort(rows))
+    model = train_classifier(
+        images.to(device), labels.to(device), classes=manifest.classes, seed=0, progress=progress
+    ).cpu()
+    held_out = dataset.table("test")
+    weights = safetensors.torch.save(model.state_dict())
+    record = TrainedClassifier(
+        weights_digest=hashlib.sha256(weights).hexdigest(),
+        resolution=images.shape[-1],
+        channels=manifest.channels,
+        classes=manifest.classes,
+        accuracy=accuracy(model, *_labelled(held_out, column, np.arange(min(held_out.rows, IMAGES_SHOWN[0])))),
+    )
+    store().put(record.key, weights)
+    if store().put_record(key, record, if_absent=True):
+        return record
+    return find_classifier(manifest, dataset, device, progress)
+
+
+def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
+    """The features before the last layer, (N, 128)."""
+    return Extractor(
+        name="classifier",
+        digest=classifier.weights_digest,
+        resize=f"mean of areas to at most {LARGEST}x{LARGEST}",
+        network=classifier.load().to(device).features,
+        device=device,
+    )
+
+
+def inception_extractor(device: torch.device) -> Extractor:
+    """The network of published FIDs, (N, 2048), with the weights that are in the object store."""
+    return Extractor(
+        name="inception",
+        digest=str(INCEPTION.sha256),
+        resize=f"bilinear to {inception.INPUT_PIXELS}x{inception.INPUT_PIXELS} with aligned corners, as TensorFlow 1",
+        network=Inception(store().get(f"raw/{INCEPTION.sha256}")).to(device),
+        device=device,
+    )
+
+
+def why_no_classifier(manifest: Manifest) -> str | None:
+    """Why the data set has no classifier, in words; None if it has one."""
+    if manifest.classes < 2 or "train" not in manifest.tables:
+        return f"{manifest.name} has no labels to train a classifier on."
+    return None
+
+
+def why_no_inception(manifest: Manifest) -> str | None:
+    """Why Inception is not used on the data set, in words; None if it is."""
+    if manifest.channels != 3 or manifest.resolution < 32:
+        return "Inception is for colour images of at least 32x32."
+    if not store().exists(f"raw/{INCEPTION.sha256}"):
+        return (
+            "Inception's weights are not in the object store; run `python -m genmodels.evaluation.extractors`, or put "
+            f"{INCEPTION.name} at {store().uri(f'raw/{INCEPTION.sha256}')}."
+        )
+    return None
+
+
+def held_out_features(extractor: Extractor, images: Tensor) -> Tensor:
+    """The features of images that many evaluations share, kept in the object store by what they are made of."""
+    content = hashlib.sha256(f"{extractor.digest} {list(images.shape)} ".encode())
+    content.update(images.contiguous().numpy().tobytes())
+    key = f"extractors/features/{content.hexdigest()}.safetensors"
+    if store().exists(key):
+        return safetensors.torch.load(store().get(key))["features"]
+    features = extractor(images)
+    store().put(key, safetensors.torch.save({"features": features}))
+    return features
+
+
+def _column(manifest: Manifest) -> str:
+    """The smallest images of the pyramid that the classifier need not enlarge."""
+    sizes = [int(name.removeprefix("image@")) for name in manifest.tables["train"].columns if name.startswith("image@")]
+    return f"image@{min([size for size in sizes if size >= LARGEST], default=max(sizes))}"
+
+
+def _labelled(table: Table, column: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(table.read(column, rows)), torch.from_numpy(table.read("label", rows).astype(np.int64))
+
+
+if __name__ == "__main__":
+    path, sha256 = fetch(INCEPTION)
+    print(f"{INCEPTION.name} is at {store().uri(f'raw/{sha256}')}")

@@ -1,0 +1,75 @@
+"""All the measures of how alike two sets of images are, by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genmodels.evaluation import ms_ssim, sliced_wasserstein
+from genmodels.evaluation.bootstrap import Estimate, mean
+from genmodels.evaluation.extractors import Extractor, held_out_features
+from genmodels.evaluation.frechet import fid
+from genmodels.evaluation.kernel import kid
+
+SEED = 0
+PRIMARY = "sliced_wasserstein"  # needs no weights, so every data set has it
+
+
+def likeness(
+    real: Mapping[str, Tensor],
+    images: Mapping[str, Tensor],
+    extractors: Sequence[Extractor],
+    *,
+    replicates: int,
+    progress: Callable[[str, int], None],
+) -> dict[str, Estimate]:
+    """Sliced Wasserstein by pyramid level and in the mean, and FID and KID by extractor.
+
+    Args:
+        real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
+        progress: told after each measure its name and how many images it has looked at.
+    """
+    measured: dict[str, Estimate] = {}
+    levels: list[Estimate] = []
+    for suffix in real:
+        generator = torch.Generator().manual_seed(SEED)
+        distances = sliced_wasserstein.sliced_wasserstein(
+            real[suffix], images[suffix], generator=generator, replicates=replicates
+        )
+        measured |= {f"{PRIMARY}_{size}{suffix}": distance for size, distance in distances.items()}
+        levels += distances.values()
+        progress(PRIMARY, len(real[suffix]))
+        for extractor in extractors:
+            features = held_out_features(extractor, real[suffix]), extractor(images[suffix])
+            for name, distance in (("fid", fid), ("kid", kid)):
+                generator = torch.Generator().manual_seed(SEED)
+                value = distance(*features, generator=generator, replicates=replicates)
+                measured[f"{name}_{extractor.name}{suffix}"] = value
+            progress(extractor.name, len(real[suffix]))
+    return {PRIMARY: mean(levels)} | measured
+
+
+def diversity(images: Tensor, *, replicates: int) -> dict[str, Estimate]:
+    """MS-SSIM of random pairs; the number of scales is in its name."""
+    scales = ms_ssim.scales(images.shape[-1])
+    generator = torch.Generator().manual_seed(SEED)
+    return {f"ms_ssim_{scales}_scales": ms_ssim.diversity(images, generator=generator, replicates=replicates)}
+
+
+def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]:
+    """All of the measures that must be equal for two scores to be comparable."""
+    swd = sliced_wasserstein
+    return {
+        "measures_seed": SEED,
+        "sliced_wasserstein": {
+            "levels": swd.levels(resolution),
+            "patch": min(swd.PATCH, resolution),
+            "patches_per_image": swd.PATCHES_PER_IMAGE,
+            "directions": swd.DIRECTIONS,
+            "repeats": swd.REPEATS,
+        },
+        "ms_ssim": {"scales": ms_ssim.scales(resolution), "window": 11, "sigma": 1.5},
+        "kid": "all pairs, (x.y / D + 1)^3",
+        "extractors": {e.name: {"weights": e.digest, "resize": e.resize} for e in extractors},
+    }

@@ -1,0 +1,169 @@
+"""Evaluate: how much what the model makes is like held-out real data, beside the same scores of real data and of the
+untrained model."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from genmodels.data.dataset import Dataset
+from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.evaluation import generation, measures
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate
+from genmodels.evaluation.extractors import (
+    Extractor,
+    classifier_extractor,
+    find_classifier,
+    inception_extractor,
+    why_no_classifier,
+    why_no_inception,
+)
+from genmodels.evaluation.tasks import Task, task_of
+from genmodels.spec import EvaluationReport, Metric, Progress, Record, RunSpec, digest
+from genmodels.steps.reports import ProgressWriter, folder, load_report, progress_key, save_report
+from genmodels.steps.train import load_trained, untrained
+from genmodels.storage.objects import store
+
+PROTOCOL = 1  # another number has every model judged again
+
+
+class Anchors(Record):
+    """Scores that do not depend on the model: what real data get, and the metrics of images made without one."""
+
+    floor: dict[str, float]
+    baselines: list[Metric]
+
+
+def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
+    """Judges the trained model of a spec; the report there is, if it was made by the same protocol, is returned.
+
+    One process does it; with `ray` it is that of a Ray job.
+
+    Raises:
+        MissingObject: before the model is trained.
+        SpecError, DataError: if the model or the data set is none that can be judged.
+        UnavailableError: if a server does not answer.
+    """
+    started = time.perf_counter()
+    manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tracker = Tracker(progress_key("evaluate", spec))
+    try:
+        extractors, not_offered = _extractors(manifest, dataset, device, tracker)
+        model = load_trained(spec).to(device)
+        task = task_of(model, manifest, dataset)
+        protocol = _protocol(manifest, task, extractors)
+        report = load_report("evaluate", spec, EvaluationReport)
+        if report and report.protocol == protocol:
+            return report
+        looks = len(task.real) * task.count
+        tracker.total = looks * (2 + (1 + len(extractors)) * (3 + len(task.baselines)))
+        likeness = partial(measures.likeness, task.real, extractors=extractors, progress=tracker)
+        anchors = _anchors(task, protocol, likeness)
+        made = task.make(model, replicates=REPLICATES, progress=partial(tracker, "generate"))
+        scores = likeness(made.images, replicates=REPLICATES) | made.measured
+        start = task.make(untrained(spec).to(device), replicates=0, progress=partial(tracker, "generate untrained"))
+        ceiling = likeness(start.images, replicates=0) | start.measured
+        report = EvaluationReport(
+            run_key=spec.run_key,
+            primary=measures.PRIMARY,
+            metrics=[
+                _metric(name, score, floor=anchors.floor[name], untrained=ceiling[name].value)
+                for name, score in scores.items()
+            ]
+            + anchors.baselines,
+            protocol=protocol,
+            pictures=_upload(task.pictures(made), spec),
+            not_offered=not_offered,
+            seconds=time.perf_counter() - started,
+        )
+        save_report("evaluate", spec, report)
+        return report
+    finally:
+        tracker.close()
+
+
+class Tracker:
+    """Counts looks at images, each made or measured once, as the step's progress."""
+
+    def __init__(self, key: str):
+        self.total = 0
+        self._write = ProgressWriter(key)
+        self._last: Progress | None = None
+        self._done, self._started = 0, time.monotonic()
+
+    def __call__(self, stage: str, images: int) -> None:
+        self._done += images
+        self.tell(stage, self._done, self.total, self._done / max(time.monotonic() - self._started, 1e-3))
+
+    def train_classifier(self, done: int, total: int) -> None:
+        self.tell("train classifier", done, total, done / max(time.monotonic() - self._started, 1e-3))
+
+    def tell(self, stage: str, done: int, total: int, per_second: float) -> None:
+        self._last = Progress(step="evaluate", stage=stage, done=done, total=total, per_second=per_second)
+        self._write(self._last)
+
+    def close(self) -> None:
+        """Leaves the last progress."""
+        self._write.close(self._last)
+
+
+def _extractors(
+    manifest: Manifest, dataset: Dataset, device: torch.device, tracker: Tracker
+) -> tuple[list[Extractor], dict[str, str]]:
+    """Those that can be had, and why the others cannot."""
+    found, not_offered = [], {}
+    if reason := why_no_classifier(manifest):
+        not_offered["classifier"] = reason
+    else:
+        classifier = find_classifier(manifest, dataset, device, tracker.train_classifier)
+        found.append(classifier_extractor(classifier, device))
+    if reason := why_no_inception(manifest):
+        not_offered["inception"] = reason
+    else:
+        found.append(inception_extractor(device))
+    return found, not_offered
+
+
+def _protocol(manifest: Manifest, task: Task, extractors: list[Extractor]) -> dict[str, Any]:
+    """All that must be equal for two scores to be comparable."""
+    return {
+        "version": PROTOCOL,
+        "task": task.kind,
+        "dataset_digest": manifest.digest,
+        "resolution": manifest.resolution,
+        "reference": "held-out images; the floor is as many of the training set",
+        "images": task.count,
+        "generation": {"seed": generation.SEED, "pixels": "8 bits", "weights": "as registered, evaluation mode"},
+        "bootstrap_replicates": REPLICATES,
+        **measures.protocol(manifest.resolution, extractors),
+    }
+
+
+def _anchors(task: Task, protocol: dict[str, Any], likeness: Callable[..., dict[str, Estimate]]) -> Anchors:
+    """Measured once for a protocol, and kept."""
+    key = f"evaluations/{digest(protocol)}.json"
+    if anchors := store().get_record(key, Anchors):
+        return anchors
+    floor = likeness(task.floor.images, replicates=0) | task.floor.measured
+    baselines = [
+        _metric(f"{measures.PRIMARY}_{name}", likeness(images, replicates=REPLICATES)[measures.PRIMARY])
+        for name, images in task.baselines.items()
+    ]
+    anchors = Anchors(floor={name: score.value for name, score in floor.items()}, baselines=baselines)
+    store().put_record(key, anchors)
+    return anchors
+
+
+def _metric(name: str, score: Estimate, floor: float | None = None, untrained: float | None = None) -> Metric:
+    return Metric(name=name, value=score.value, low=score.low, high=score.high, floor=floor, untrained=untrained)
+
+
+def _upload(pictures: dict[str, bytes], spec: RunSpec) -> dict[str, str]:
+    """The address of each picture."""
+    keys = {name: f"{folder('evaluate', spec)}/pictures/{name}.png" for name in pictures}
+    for name, png in pictures.items():
+        store().put(keys[name], png, content_type="image/png")
+    return {name: store().uri(key) for name, key in keys.items()}
