@@ -91,7 +91,8 @@ def test_gradient_penalty_of_a_flat_critic_has_a_gradient():
     """At a zero gradient the norm's derivative does not exist; it must not become NaN."""
     weight = torch.zeros(2, requires_grad=True)
     gradient_penalty(lambda x: x @ weight, torch.zeros(3, 2), torch.ones(3, 2), torch.rand(3, 1)).backward()
-    assert weight.grad is not None and weight.grad.isfinite().all()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("penalty", ["gradient_penalty", "r1"])

@@ -113,8 +113,12 @@ class Context(Protocol):
 
     images_in_stage: int
     step: int
-    workers: Workers
     shared: dict[str, Any]  # from one update of a step to the next, one dict for each micro-batch
+
+    @property
+    def workers(self) -> Workers:
+        """The data-parallel group."""
+        ...
 
     def randn(self, rows: int, *shape: int) -> Tensor:
         """Standard normal, (rows, *shape), on the device."""

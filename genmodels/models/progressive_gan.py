@@ -110,7 +110,7 @@ class Config(ModelConfig):
 
     def feature_maps(self, level: int) -> int:
         """Channels of the level's activations; those of the discriminator's dense layer at level -1."""
-        return min(self.fmap_base // 2 ** (level + 1), self.fmap_max)
+        return max(1, min(self.fmap_base // 2 ** (level + 1), self.fmap_max))
 
     def batch_images_at(self, level: int) -> int:
         """Images in a minibatch of the level, over all workers."""
@@ -262,6 +262,16 @@ class ProgressiveGAN(GenerativeModel):
     def _level_of(self, stage: Stage) -> int:
         return stage.resolution.bit_length() - 3
 
+    def least_flops(self, forward: Mapping[str, float]) -> float:
+        """Forward costs 1, backward 2, or 1 towards the input alone. A penalty costs 6: forward, gradient, and the
+        backward pass of both, which the minibatch standard deviation joins."""
+        penalties = 6 * (
+            self.adversarial.penalises_gradients + bool(self.config.r1_gamma) / self.config.r1_interval_steps
+        )
+        judging_real_and_fake, judging_for_the_generator = 2 * 3, 2
+        judging = judging_real_and_fake + penalties + judging_for_the_generator
+        return judging * forward["discriminator"] + 3 * forward["generator"]
+
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.level = self._level_of(stage)
         fading = self.level > 0 and images_in_stage < self.config.fade_images
@@ -318,7 +328,7 @@ class ProgressiveGAN(GenerativeModel):
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
-        """n images of the present level, (n, C, H, W) in about [-1, 1]; random labels if conditional and none are given."""
+        """n images of the present level, (n, C, H, W), about in [-1, 1]; of random labels if it needs them."""
         device = self.generator.dense_bias.device
         latent = torch.randn(n, self.config.latent, generator=generator, device=generator.device).to(device)
         if self.config.conditional and labels is None:

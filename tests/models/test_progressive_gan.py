@@ -36,15 +36,14 @@ def latents(n: int = 4) -> torch.Tensor:
     [("paper", 23_079_115, 23_087_249), ("cifar10", 1_296_908, 1_298_689)],
 )
 def test_parameter_counts_are_those_of_the_papers_networks(preset, generator, discriminator):
-    with torch.device("meta"):
-        model = ProgressiveGAN(Config.preset(preset), DataInfo(channels=3))
+    model = ProgressiveGAN(Config.preset(preset), DataInfo(channels=3))
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in model.networks().items()}
     assert counts == {"generator": generator, "discriminator": discriminator}
 
 
 def test_the_widths_of_the_known_64x64_configuration():
     """128 channels at every scale and 64 in the last."""
-    config = Config(resolution=64, fmap_base=2048, fmap_max=128)
+    config = Config.preset("paper", resolution=64, fmap_base=2048, fmap_max=128)
     assert [config.feature_maps(level) for level in range(config.levels)] == [128, 128, 128, 128, 64]
 
 
@@ -52,9 +51,8 @@ def test_the_widths_of_the_known_64x64_configuration():
     ("thousand_images", "detail_left"), [(0, 8.0), (600, 8.0), (900, 7.5), (1200, 7.0), (9600, 0.0)]
 )
 def test_growth_in_images(thousand_images, detail_left):
-    """The published schedule with 600 + 600 thousand images a level: levels still missing from 1024x1024 after so many."""
-    config = {"resolution": 1024, "fmap_max": 1, "fade_images": 600_000, "stable_images": 600_000}
-    model = build("progressive_gan", config, DataInfo(channels=3), seed=0)
+    """The published schedule with 600 + 600 thousand images a level: levels that are still missing from 1024x1024."""
+    model = tiny(resolution=1024, fmap_max=1, fade_images=600_000, stable_images=600_000)
     shown = 1000 * thousand_images
     for stage in model.stages():
         if shown < stage.images:
@@ -65,7 +63,7 @@ def test_growth_in_images(thousand_images, detail_left):
 
 
 def test_stages_of_the_papers_run():
-    stages = ProgressiveGAN.stages(build("progressive_gan", {"fmap_max": 1}, DataInfo(channels=3), seed=0))
+    stages = ProgressiveGAN(Config.preset("paper", fmap_max=1), DataInfo(channels=3)).stages()
     assert [stage.resolution for stage in stages] == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert [stage.batch_images for stage in stages] == [16, 16, 16, 16, 16, 16, 14, 6, 3]
     assert sum(stage.images for stage in stages) == 19_000_000
@@ -121,6 +119,14 @@ def test_only_what_takes_part_is_trained():
         owner = model.generator if update.name == "generator" else model.discriminator
         reached = {id(p) for p, g in zip(model.parameters(), gradients, strict=True) if g is not None}
         assert {id(p) for p in update.parameters} == reached & {id(p) for p in owner.parameters()}
+
+
+def test_the_least_arithmetic_of_a_step():
+    """Discriminator: real and fake forward and backward 2 x 3, penalty 6, for the generator 2; generator 3."""
+    forward = {"generator": 1.0, "discriminator": 100.0}
+    assert tiny().least_flops(forward) == 1403
+    assert tiny(adversarial_loss="hinge").least_flops(forward) == 803
+    assert tiny(adversarial_loss="hinge", r1_gamma=1.0, r1_interval_steps=6).least_flops(forward) == 903
 
 
 def test_latents_lie_on_the_hypersphere():
