@@ -31,7 +31,7 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _with_original(counts: Tensor) -> Tensor:
-    return torch.cat([torch.ones_like(counts[:1]), counts])
+    return torch.cat([counts.new_ones(1, counts.shape[1]), counts])
 
 
 def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor) -> Tensor:
