@@ -33,8 +33,8 @@ lint: $(INSTALLED) ## style, types, and which module may import which
 
 bench: $(INSTALLED) ## time both models at the sizes that their speed is judged by
 	@$(BIN)/genmodels bench progressive_gan --resolution 64 --batch-size 16 --threads 2 \
-	    --set fmap_max=128 --set latent=128
-	@$(BIN)/genmodels bench cyclegan --resolution 128 --batch-size 1 --threads 2
+	    --set fmap_base=2048 --set fmap_max=128 --set latent=128
+	@$(BIN)/genmodels bench cyclegan --resolution 128 --batch-size 1 --threads 2 --set residual_blocks=9
 
 lock: $(INSTALLED) ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --all-extras \
