@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from genmodels.errors import SpecError
 
 
 class Home(BaseSettings):
@@ -79,7 +81,7 @@ class Settings(BaseSettings):
 
 
 def without_proxy_for_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """NO_PROXY in both spellings with the loopback names added: a proxy would only send such a request back to itself."""
+    """NO_PROXY in both spellings, with the loopback names added: through a proxy they would mean the proxy itself."""
     names = {name for spelling in ("NO_PROXY", "no_proxy") for name in environment.get(spelling, "").split(",") if name}
     value = ",".join(sorted(names | {"127.0.0.1", "localhost", "::1"}))
     return {"NO_PROXY": value, "no_proxy": value}
@@ -87,5 +89,13 @@ def without_proxy_for_loopback(environment: Mapping[str, str]) -> dict[str, str]
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once. Raises SpecError, without their values, if they cannot be."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise SpecError(f"The setting {name} cannot be what GENMODELS_{name.upper()} says: {first['msg']}.") from None
+    except ValueError as error:
+        file = Home().home / "stack.json"
+        raise SpecError(f"{file} is not JSON: {error}; move it away and run `genmodels up`.") from None

@@ -130,7 +130,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 *(f"-{part}.port.grpc={port[f'{part}.grpc']}" for part in ("master", "volume", "filer", "s3")),
             ],
             environment={},
-            stop_signal="KILL",  # on SIGTERM its parts wait for each other, often for ever; what it acknowledged is written
+            stop_signal="KILL",  # on SIGTERM its parts wait for each other, often for ever; what it took is written
         ),
         "mlflow": Service(
             name="mlflow",
@@ -215,7 +215,10 @@ class LocalStack:
         `on_change(name, state, seconds)` hears of every service that begins and that answers.
         Raises UnavailableError, with the end of its log, for a service that does not come up.
         """
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AccessError(f"The home {self.home} cannot be made: {error.strerror}; set GENMODELS_HOME.") from error
         with self._locked():
             supervisor = self._supervisor()
             if supervisor is None:
@@ -374,7 +377,7 @@ class LocalStack:
                         f"{service.title} did not come up in {seconds:.0f} s; {self.log(name)} ends:\n{end}"
                     )
                 # The port must be its own: another program that took it meanwhile would answer, too.
-                if info["statename"] == "RUNNING" and listens(info["pid"], stack.ports[name]) and service.answers():
+                if info["pid"] and listens(info["pid"], stack.ports[name]) and service.answers():
                     on_change(name, "running", seconds)
                     del pending[name]
             time.sleep(0.1)
@@ -467,8 +470,8 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
             "environment": quote(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "autostart": "false",
             "autorestart": "true",
-            "startsecs": "1",
-            "startretries": "3",
+            "startsecs": "10",  # one that dies sooner, three times in a row, has failed
+            "startretries": "2",
             "stopsignal": service.stop_signal,
             "stopwaitsecs": str(STOP_SECONDS),
             "stopasgroup": str(service.stop_group).lower(),
