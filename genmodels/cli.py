@@ -195,7 +195,7 @@ def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
     step = getattr(import_module(f"genmodels.steps.{name}"), name)
     if ray:
         try:
-            report: Record = step(spec, ray=True)
+            report: Record = step(spec) if name == "register" else step(spec, ray=True)
         except GenmodelsError as error:
             save_failure(name, spec, error)
             raise
