@@ -14,7 +14,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 
@@ -24,6 +23,7 @@ from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
 if TYPE_CHECKING:
     from genmodels.storage.objects import ObjectStore
 
+FIXTURES = {"s3": ["s3"], "tracking": ["s3", "mlflow"], "stack": [*SERVICES]}  # which services each starts, fewest first
 DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 STACK_STARTING: Future[object] | None = None
 
@@ -37,17 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without servers first, then those with S3 alone, then those with the whole stack."""
-    items.sort(key=lambda item: 2 * needs(item, "stack") + needs(item, "s3"))
+    """Tests without servers first, those with the whole stack last."""
+    items.sort(key=lambda item: len(services_of(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the servers that the chosen tests need, beside the tests that need none."""
     global STACK_STARTING
-    needed = [*SERVICES] if any(needs(item, "stack") for item in session.items) else ["s3"]
-    if not session.config.option.collectonly and any(
-        needs(item, "stack") or needs(item, "s3") for item in session.items
-    ):
+    needed = max(map(services_of, session.items), key=len, default=[])
+    if needed and not session.config.option.collectonly:
         STACK_STARTING = ThreadPoolExecutor(1).submit(LocalStack().up, needed)
 
 
@@ -59,20 +57,27 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["GENMODELS_HOME"], ignore_errors=True)
 
 
-def needs(item: pytest.Item, fixture: str) -> bool:
-    return fixture in getattr(item, "fixturenames", ())
+def services_of(item: pytest.Item) -> list[str]:
+    used = getattr(item, "fixturenames", ())
+    return max((names for fixture, names in FIXTURES.items() if fixture in used), key=len, default=[])
 
 
 @pytest.fixture(scope="session")
 def s3() -> Settings:
     """A running SeaweedFS; the settings point at it."""
-    return started(["s3"])
+    return started(FIXTURES["s3"])
+
+
+@pytest.fixture(scope="session")
+def tracking() -> Settings:
+    """SeaweedFS and MLflow; the settings and the clients' environment point at them."""
+    return started(FIXTURES["tracking"])
 
 
 @pytest.fixture(scope="session")
 def stack() -> Settings:
     """The whole running stack; the settings and the clients' environment point at it."""
-    return started(SERVICES)
+    return started(FIXTURES["stack"])
 
 
 def started(names: list[str] | tuple[str, ...]) -> Settings:
@@ -105,17 +110,24 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     store.cache_clear()
 
 
-@pytest.fixture
-def bucket(s3: Settings, configure: Callable[..., None]) -> "Iterator[ObjectStore]":
-    """An empty bucket of one test, which the settings point at."""
-    from genmodels.storage.objects import ObjectStore, store
+@pytest.fixture(scope="session")
+def spare_bucket(s3: Settings) -> str:
+    """Name of a bucket beside the stack's own."""
+    from genmodels.storage.objects import ObjectStore
 
-    name = f"test-{uuid4().hex[:12]}"
-    ObjectStore(s3).client.create_bucket(Bucket=name)
-    configure(bucket=name)
+    ObjectStore(s3).client.create_bucket(Bucket="spare")
+    return "spare"
+
+
+@pytest.fixture
+def bucket(spare_bucket: str, configure: Callable[..., None]) -> "Iterator[ObjectStore]":
+    """A bucket that the settings of one test point at, empty before and after."""
+    from genmodels.storage.objects import store
+
+    configure(bucket=spare_bucket)
     yield store()
+    configure(bucket=spare_bucket)  # whatever the test configured
     store().delete([entry.key for entry in store().list("")])
-    store().client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,8 @@ def _photos(files: Mapping[str, Path]) -> Examples:
 def _sklearn_file(name: str) -> Path:
     """A data file of scikit-learn's, found without importing it, which takes seconds."""
     spec = find_spec("sklearn")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "datasets" / name
 
 

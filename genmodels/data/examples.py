@@ -92,7 +92,7 @@ def layout(title: str, names: Iterable[str]) -> Layout:
         return _two_domains(title, images)
     loose = [name for name in images if "/" not in name]
     if len(loose) == len(images):
-        return Layout(unpaired=False, class_names=(), places={name: ("train", None) for name in images})
+        return Layout(unpaired=False, class_names=(), places=dict.fromkeys(images, ("train", None)))
     if loose:
         raise DataError(
             f"{title} holds images both directly (such as {loose[0]!r}) and in sub-folders; either put all of them "

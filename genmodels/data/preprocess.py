@@ -31,6 +31,7 @@ VERSION = 1
 
 SHARD_BYTES = 64 << 20
 RUN_EXAMPLES, RUN_BYTES = 64, 16 << 20
+FEW_EXAMPLES = 2_000  # starting a process costs as much as decoding a thousand small images
 MAX_SET_ASIDE = 0.1
 NO_LABEL = "no label in its name"
 log = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ def _runs(examples: Examples, account: _Account) -> Iterator[Run]:
 def _submit(examples: Examples, resolution: int, channels: int, processes: int | None, ray: bool) -> Iterator[Submit]:
     """How runs are worked on: here if there is little to decode, else by a pool of processes or by Ray tasks."""
     processes = processes or len(os.sched_getaffinity(0))
-    if not examples.encoded or examples.count <= RUN_EXAMPLES or (processes == 1 and not ray):
+    if not examples.encoded or examples.count <= FEW_EXAMPLES or (processes == 1 and not ray):
         yield lambda runs: ((run, levels([e.content for e in run.examples], resolution, channels)) for run in runs)
     elif ray:
         yield _on_ray(resolution, channels)

@@ -243,8 +243,8 @@ class ObjectStore:
             )
         if status >= 500 or code in {"SlowDown", "RequestTimeout"}:
             return UnavailableError(
-                f"The object store at {self.endpoint} failed on s3://{bucket}/{key} ({code}); if it goes on, look into "
-                "its log and at the space left on its disk."
+                f"The object store at {self.endpoint} failed on s3://{bucket}/{key} ({code}); its disk may be full: "
+                "free some space, or look into its log."
             )
         message = error.response.get("Error", {}).get("Message", "no reason given")
         return AccessError(f"The object store at {self.endpoint} refused s3://{bucket}/{key}: {code}, {message}.")
@@ -273,7 +273,10 @@ def _is_broken_stream(error: BaseException) -> bool:
 
 def _repeated(if_: Any) -> Retrying:
     return Retrying(
-        retry=retry_if_exception(if_), stop=stop_after_attempt(5), wait=wait_random_exponential(0.2, max=5), reraise=True
+        retry=retry_if_exception(if_),
+        stop=stop_after_attempt(5),
+        wait=wait_random_exponential(0.2, max=5),
+        reraise=True,
     )
 
 

@@ -14,7 +14,7 @@ from genmodels.storage.objects import ObjectStore
 def made(folder: Path, name: str = "set") -> Manifest:
     """Ten rows of two columns, the images in two shards."""
     images = np.arange(10 * 3 * 4 * 4, dtype=np.uint8).reshape(10, 3, 4, 4)
-    arrays = {"train/image@4-00000.npy": images[:6], "train/image@4-00001.npy": images[6:]}
+    arrays: dict[str, np.ndarray] = {"train/image@4-00000.npy": images[:6], "train/image@4-00001.npy": images[6:]}
     arrays["train/label-00000.npy"] = np.arange(10)
     shards = {}
     for file, array in arrays.items():
@@ -73,7 +73,7 @@ def test_without_a_manifest_there_is_no_data_set(bucket: ObjectStore, tmp_path: 
     assert whats_missing("set", manifest.digest) is None
     bucket.delete([manifest.key])
     assert "manifest.json is gone" in str(whats_missing("set", manifest.digest))
-    with pytest.raises(DataError, match="There is no data set s3://.*run `genmodels prepare`"):
+    with pytest.raises(DataError, match=r"There is no data set s3://.*run `genmodels prepare`"):
         open_dataset("set", manifest.digest)
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_refused_and_leaves_nothing(bucket: ObjectStore, tmp_
     publish(manifest, tmp_path / "made")
     key = f"datasets/set/{manifest.digest}/train/label-00000.npy"
     bucket.put(key, bucket.get(key)[:-1] + b"\7")
-    with pytest.raises(DataError, match="label-00000.npy is damaged"):
+    with pytest.raises(DataError, match=r"label-00000.npy is damaged"):
         open_dataset("set", manifest.digest)
     assert not (cache_folder(manifest.digest) / "train/label-00000.npy").exists()
 

@@ -20,7 +20,9 @@ from genmodels.storage.objects import ObjectStore
 
 
 def spec(dataset: str, resolution: int) -> RunSpec:
-    return RunSpec(model="any", dataset=dataset, config={"resolution": resolution}, code_version="any")
+    return RunSpec.model_validate(
+        {"model": "any", "dataset": dataset, "config": {"resolution": resolution}, "code_version": "any"}
+    )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Files that appear whole, and full disks."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from genmodels.storage.files import disk_errors, new_file, new_folder
 
 
 def test_a_new_file_appears_only_when_it_is_whole(tmp_path: Path):
-    with pytest.raises(RuntimeError), new_file(tmp_path / "file") as part:
+    with suppress(RuntimeError), new_file(tmp_path / "file") as part:
         part.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -27,5 +28,5 @@ def test_a_new_folder_is_gone_afterwards(tmp_path: Path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_a_full_disk_says_so(tmp_path: Path):
-    with pytest.raises(AccessError, match="disk of .* is full; free some space"), disk_errors(tmp_path):
+    with pytest.raises(AccessError, match=r"disk of .* is full; free some space"), disk_errors(tmp_path):
         Path("/dev/full").write_text("x")

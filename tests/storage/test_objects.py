@@ -91,8 +91,8 @@ def test_records_listing_and_deletion(objects: ObjectStore, key: str):
     assert objects.get_record(f"{key}/b", Progress) == progress
     objects.put(f"{key}/a", b"12")
     objects.put(f"{key}x", b"not below the prefix")
-    assert [(entry.key, entry.size) for entry in objects.list(f"{key}/")][0] == (f"{key}/a", 2)
-    assert [entry.key for entry in objects.list(f"{key}/")] == [f"{key}/a", f"{key}/b"]
+    first, second = objects.list(f"{key}/")
+    assert (first.key, first.size, second.key) == (f"{key}/a", 2, f"{key}/b")
     objects.delete([f"{key}/a", f"{key}/b", f"{key}/never was"])
     assert list(objects.list(f"{key}/")) == []
 
@@ -122,7 +122,7 @@ def test_an_address_that_is_none():
 @pytest.mark.parametrize("wrong", ["s3_access_key", "s3_secret_key"])
 def test_wrong_credentials(s3: Settings, file: Path, operation: str, wrong: str):
     store = ObjectStore(s3.model_copy(update={wrong: SecretStr("not-the-right-one")}))
-    with pytest.raises(AccessError, match="refused the credentials.*GENMODELS_S3_ACCESS_KEY") as caught:
+    with pytest.raises(AccessError, match=r"refused the credentials.*GENMODELS_S3_ACCESS_KEY") as caught:
         OPERATIONS[operation](store, file)
     assert "not-the-right-one" not in str(caught.value)
 
@@ -130,14 +130,14 @@ def test_wrong_credentials(s3: Settings, file: Path, operation: str, wrong: str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_bucket_that_does_not_exist(s3: Settings, file: Path, operation: str):
     store = ObjectStore(s3.model_copy(update={"bucket": "nobody-made-this"}))
-    with pytest.raises(AccessError, match="no bucket 'nobody-made-this'.*create it with `genmodels up`"):
+    with pytest.raises(AccessError, match=r"no bucket 'nobody-made-this'.*create it with `genmodels up`"):
         OPERATIONS[operation](store, file)
 
 
 @pytest.mark.parametrize("operation", ["get", "upload", "list"])
 def test_a_server_that_is_not_there(file: Path, operation: str):
     nobody = Settings(s3_endpoint="http://127.0.0.1:9", s3_access_key=SecretStr("a"), s3_secret_key=SecretStr("b"))
-    with pytest.raises(UnavailableError, match="http://127.0.0.1:9 does not answer; start it with `genmodels up`"):
+    with pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer; start it with `genmodels up`"):
         OPERATIONS[operation](ObjectStore(nobody), file)
 
 
@@ -178,7 +178,7 @@ class FaultProxy(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing between the tests."""
 
 
@@ -188,7 +188,10 @@ def faulty(s3: Settings) -> Iterator[tuple[ObjectStore, list[str]]]:
     FaultProxy.target, FaultProxy.faults = s3.s3_endpoint.removeprefix("http://"), []
     server = ThreadingHTTPServer(("127.0.0.1", 0), FaultProxy)
     Thread(target=server.serve_forever, daemon=True).start()
-    yield ObjectStore(s3.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})), FaultProxy.faults
+    yield (
+        ObjectStore(s3.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})),
+        FaultProxy.faults,
+    )
     server.shutdown()
 
 
