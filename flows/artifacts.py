@@ -75,22 +75,23 @@ class Live:
         self.step, self.spec = step, spec
         self._progress_id: UUID | None = None
         self._samples_id: UUID | None = None
-        self._images_shown = -1
+        self._last, self._images_shown = "starting on Ray", -1
         self._linked = step != "train"
         self._progress_due, self._samples_due = Every(5), Every(10)
 
     def update(self, progress: Progress | None) -> None:
         """Publish what is new, if it is time to."""
+        if progress:
+            self._last = described(progress)
         if self._progress_due():
-            done = progress.done / max(1, progress.total) if progress else 0.0
-            self._publish_progress(done, described(progress) if progress else "starting on Ray")
+            self._publish_progress(progress.done / max(1, progress.total) if progress else 0.0, self._last)
         if self.step == "train" and self._samples_due():
             self._publish_samples()
             self._publish_run()
 
-    def finish(self) -> None:
-        """Publish what a step has come to that has succeeded."""
-        self._publish_progress(1.0, "done")
+    def finish(self, *, before: bool = False) -> None:
+        """Publish what a step has come to that has succeeded, now or `before` this run."""
+        self._publish_progress(1.0, "done before" if before else f"done · {self._last}")
         if self.step == "train":
             self._publish_samples()
             self._publish_run()

@@ -92,11 +92,13 @@ def retrain(
         workers: data-parallel training processes.
     """
     seconds: dict[str, float] = {}
+    states: list[State] = []
     watch = steps.watcher.get()
 
-    def done(step: Task[..., Any], *arguments: Any) -> Any:
+    def done(step: Task[..., Any], spec: RunSpec) -> Any:
         started = time.monotonic()
-        state = step(*arguments, return_state=True)
+        state = step(spec, return_state=True, wait_for=states[-1:])
+        states.append(state)
         seconds[step.name] = round(time.monotonic() - started, 2)
         if not state.is_completed():
             raise _Ended(state)

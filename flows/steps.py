@@ -114,7 +114,9 @@ def _run(step: str, spec: RunSpec, kind: type[R], publish: Callable[[R, RunSpec]
     try:
         report = load_report(step, spec, kind)
         name = "Cached" if report else None
-        if report is None:
+        if report:
+            Live(step, spec).finish(before=True)
+        else:
             job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_url()})
             if not _follow(job):
                 return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
