@@ -13,8 +13,8 @@ from genmodels.evaluation.images import as_pixels
 
 WIDTHS = (32, 64, 128, 128)
 LARGEST = 32
-EPOCHS = 10
-IMAGES_SHOWN = (20_000, 100_000)  # least and most
+EPOCHS = 5
+IMAGES_SHOWN = (8_000, 100_000)  # least and most
 BATCH_IMAGES = 64
 LEARNING_RATE = 0.01
 
@@ -53,8 +53,8 @@ def train_classifier(
 ) -> Classifier:
     """A classifier of (N, C, R, R) uint8 images with labels (N,), in evaluation mode on their device.
 
-    AdamW under one cycle of the learning rate (Smith & Topin 2018); some seconds on two cores for 2,000 images of 8x8,
-    half a minute for 60,000 of 32x32.
+    AdamW under one cycle of the learning rate (Smith & Topin 2018); seconds on two cores for 2,000 images of 8x8,
+    a minute for 60,000 of 32x32.
     `progress` is told the images shown so far and in all.
     """
     generator = torch.Generator().manual_seed(seed)

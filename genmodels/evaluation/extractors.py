@@ -16,7 +16,7 @@ from torch import Tensor
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.download import LocatedFile, fetch
 from genmodels.data.manifest import Manifest
-from genmodels.evaluation import inception
+from genmodels.evaluation import inception, reals
 from genmodels.evaluation.classifier import IMAGES_SHOWN, LARGEST, Classifier, accuracy, train_classifier
 from genmodels.evaluation.inception import Inception
 from genmodels.spec import Record
@@ -75,27 +75,24 @@ class TrainedClassifier(Record):
 def find_classifier(
     manifest: Manifest, dataset: Dataset, device: torch.device, progress: Callable[[int, int], None]
 ) -> TrainedClassifier:
-    """The classifier of the data set, trained on the first call and then shared by all who evaluate on these data.
+    """The classifier of the data set's labels, or of its two domains, trained on the first call and then shared by all
+    who evaluate on these data.
 
     Two who train it at once keep the one that is recorded first.
     """
     key = f"extractors/classifier-{RECIPE}/{manifest.digest}.json"
     if record := store().get_record(key, TrainedClassifier):
         return record
-    column = _column(manifest)
-    rows = np.random.default_rng(0).permutation(manifest.tables["train"].rows)[: IMAGES_SHOWN[1]]
-    images, labels = _labelled(dataset.table("train"), column, np.sort(rows))
-    model = train_classifier(
-        images.to(device), labels.to(device), classes=manifest.classes, seed=0, progress=progress
-    ).cpu()
-    held_out = dataset.table("test")
+    images, labels = _labelled(manifest, dataset, "train", reals.learnt_from)
+    classes = manifest.classes or 2
+    model = train_classifier(images.to(device), labels.to(device), classes=classes, seed=0, progress=progress).cpu()
     weights = safetensors.torch.save(model.state_dict())
     record = TrainedClassifier(
         weights_digest=hashlib.sha256(weights).hexdigest(),
         resolution=images.shape[-1],
         channels=manifest.channels,
-        classes=manifest.classes,
-        accuracy=accuracy(model, *_labelled(held_out, column, np.arange(min(held_out.rows, IMAGES_SHOWN[0])))),
+        classes=classes,
+        accuracy=accuracy(model, *_labelled(manifest, dataset, "test", reals.judged_by)),
     )
     store().put(record.key, weights)
     if store().put_record(key, record, if_absent=True):
@@ -127,7 +124,7 @@ def inception_extractor(device: torch.device) -> Extractor:
 
 def why_no_classifier(manifest: Manifest) -> str | None:
     """Why the data set has no classifier, in words; None if it has one."""
-    if manifest.classes < 2 or "train" not in manifest.tables:
+    if manifest.classes < 2 and "train" in manifest.tables:
         return f"{manifest.name} has no labels to train a classifier on."
     return None
 
@@ -156,14 +153,20 @@ def held_out_features(extractor: Extractor, images: Tensor) -> Tensor:
     return features
 
 
-def _column(manifest: Manifest) -> str:
-    """The smallest images of the pyramid that the classifier need not enlarge."""
-    sizes = [int(name.removeprefix("image@")) for name in manifest.tables["train"].columns if name.startswith("image@")]
-    return f"image@{min([size for size in sizes if size >= LARGEST], default=max(sizes))}"
-
-
-def _labelled(table: Table, column: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(table.read(column, rows)), torch.from_numpy(table.read("label", rows).astype(np.int64))
+def _labelled(
+    manifest: Manifest, dataset: Dataset, split: str, rows_of: Callable[[Table, int], np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    """Images, (N, C, R, R) uint8 of the smallest size that the classifier need not enlarge, and their labels, (N,); the
+    labels of two unpaired domains are 0 and 1."""
+    images, labels = [], []
+    for domain, name in enumerate(name for name in sorted(manifest.tables) if name.startswith(split)):
+        sizes = [int(c.removeprefix("image@")) for c in manifest.tables[name].columns if c.startswith("image@")]
+        column = f"image@{min([size for size in sizes if size >= LARGEST], default=max(sizes))}"
+        table = dataset.tables[name]
+        rows = np.sort(rows_of(table, reals.count(manifest))[: IMAGES_SHOWN[1]])
+        images.append(table.read(column, rows))
+        labels.append(table.read("label", rows) if manifest.classes else np.full(len(rows), domain))
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
 if __name__ == "__main__":

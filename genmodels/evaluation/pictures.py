@@ -16,7 +16,7 @@ CAPTION_PIXELS = 30
 
 
 def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int) -> bytes:
-    """Grids of (N, C, R, R) uint8 images side by side under their captions; small images are enlarged by whole pixels."""
+    """Grids of (N, C, R, R) uint8 images side by side under captions; small images are enlarged by whole pixels."""
     grids = {caption: _grid(images, images_per_row) for caption, images in columns.items()}
     width = sum(grid.width + MARGIN for grid in grids.values()) + MARGIN
     height = max(grid.height for grid in grids.values()) + CAPTION_PIXELS + MARGIN

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.manifest import Manifest
-from genmodels.errors import DataError, SpecError
-from genmodels.evaluation import generation, measures
+from genmodels.errors import SpecError
+from genmodels.evaluation import generation, measures, reals
 from genmodels.evaluation.bootstrap import Estimate, sample_mean
 from genmodels.evaluation.pictures import contact_sheet
 from genmodels.models.base import GenerativeModel, Samples, Translates
 
-MOST_IMAGES = 5_000
-FEWEST_IMAGES = 8
 SHEET_IMAGES = 64
 CYCLES = 16
 
@@ -61,12 +59,12 @@ class Sampling:
 
     def __init__(self, model: GenerativeModel, manifest: Manifest, dataset: Dataset):
         train, test = dataset.table("train"), dataset.table("test")
-        self.count = _count(manifest, train, test)
-        column, rows = f"image@{manifest.resolution}", _rows(test, self.count)
-        conditional = "label" in model.stages()[-1].inputs
-        self.labels = torch.from_numpy(test.read("label", rows).astype(np.int64)) if conditional else None
-        self.real = {"": torch.from_numpy(test.read(column, rows))}
-        others = torch.from_numpy(train.read(column, _rows(train, self.count)))
+        self.count = reals.count(manifest)
+        self.labels = None
+        if "label" in model.stages()[-1].inputs:
+            self.labels = torch.from_numpy(test.read("label", reals.judged_by(test, self.count)).astype(np.int64))
+        self.real = {"": _images(test, manifest, self.count)}
+        others = _images(train, manifest, self.count)
         self.floor = Made({"": others}, measures.diversity(others, replicates=0))
         self.baselines: dict[str, dict[str, Tensor]] = {}
 
@@ -89,10 +87,9 @@ class Translation:
     def __init__(self, model: Translates, manifest: Manifest, dataset: Dataset):
         train = {domain: dataset.table("train", domain) for domain in model.domains}
         test = {domain: dataset.table("test", domain) for domain in model.domains}
-        self.count = _count(manifest, *train.values(), *test.values())
-        column = f"image@{manifest.resolution}"
-        real = {d: torch.from_numpy(table.read(column, _rows(table, self.count))) for d, table in test.items()}
-        others = {d: torch.from_numpy(table.read(column, _rows(table, self.count))) for d, table in train.items()}
+        self.count = reals.count(manifest)
+        real = {domain: _images(table, manifest, self.count) for domain, table in test.items()}
+        others = {domain: _images(table, manifest, self.count) for domain, table in train.items()}
         self.sources = real
         self.directions = list(permutations(model.domains, 2))
         self.real = {f"_to_{target}": real[target] for _, target in self.directions}
@@ -141,16 +138,5 @@ def task_of(model: GenerativeModel, manifest: Manifest, dataset: Dataset) -> Tas
     raise SpecError(f"{type(model).__name__} cannot be evaluated: it neither samples nor translates.")
 
 
-def _count(manifest: Manifest, *tables: Table) -> int:
-    """As many images as every table has, at most 5,000: scores of different counts cannot be compared."""
-    count = min(MOST_IMAGES, *(table.rows for table in tables))
-    if count < FEWEST_IMAGES:
-        raise DataError(
-            f"{manifest.name} has {count} images in one of its tables, too few to judge a model by; it takes at least "
-            f"{FEWEST_IMAGES} for training and {FEWEST_IMAGES} held out."
-        )
-    return count
-
-
-def _rows(table: Table, count: int) -> np.ndarray:
-    return np.random.default_rng(measures.SEED).permutation(table.rows)[:count]
+def _images(table: Table, manifest: Manifest, count: int) -> Tensor:
+    return torch.from_numpy(table.read(f"image@{manifest.resolution}", reals.judged_by(table, count)))

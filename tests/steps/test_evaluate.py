@@ -1,0 +1,129 @@
+"""Evaluating on the real object store: digits and photographs, models with known places between floor and ceiling."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from finished_run import finished_run
+from PIL import Image
+
+from genmodels.data.manifest import open_dataset
+from genmodels.evaluation import extractors
+from genmodels.evaluation.extractors import find_classifier
+from genmodels.settings import Settings
+from genmodels.spec import RunSpec
+from genmodels.steps import evaluate as step
+from genmodels.steps.evaluate import evaluate
+from genmodels.steps.reports import read_progress, report_key
+from genmodels.storage.objects import MissingObject, store
+
+
+def unjudged(*what: str, seed: int) -> RunSpec:
+    """A run with weights as they are drawn and without its evaluation."""
+    spec = finished_run(*what, seed=seed)
+    store().delete([report_key("evaluate", spec)])
+    return spec
+
+
+def some(number: float | None) -> float:
+    assert number is not None
+    return number
+
+
+def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Settings):
+    spec = unjudged("progressive_gan", "digits", seed=300)
+    report = evaluate(spec)
+    names = [metric.name for metric in report.metrics]
+    assert names == [
+        "sliced_wasserstein",
+        "sliced_wasserstein_8",
+        "fid_classifier",
+        "kid_classifier",
+        "ms_ssim_1_scales",
+    ]
+    assert report.primary == "sliced_wasserstein" and report.protocol["images"] == 180
+    for metric in report.metrics:
+        assert metric.value == pytest.approx(metric.untrained, rel=1e-4)
+        assert metric.gap_closed == pytest.approx(0, abs=1e-3)
+        assert metric.low < metric.value < metric.high
+    primary, kid = report.metric("sliced_wasserstein"), report.metric("kid_classifier")
+    assert primary.value > 3 * some(primary.floor)
+    assert abs(some(kid.floor)) < 0.15 * kid.value  # unbiased: zero but for noise
+    assert "colour" in report.not_offered["inception"]
+
+    sheet = Image.open(io.BytesIO(store().read(report.pictures["samples"])))
+    assert sheet.width > sheet.height > 8 * 64
+    progress = read_progress("evaluate", spec)
+    assert progress and progress.done == progress.total and progress.unit == "images"
+    assert evaluate(spec) == report  # and nothing is judged twice
+
+
+def test_a_model_that_draws_the_training_set_closes_the_whole_gap(s3: Settings, monkeypatch):
+    spec = unjudged("progressive_gan", "digits", seed=301)
+    _, dataset = open_dataset("digits", str(spec.dataset_digest))
+    train = dataset.table("train")
+
+    def load_memory(spec: RunSpec) -> torch.nn.Module:
+        model = step.untrained(spec)
+        rows = np.random.default_rng(1).permutation(train.rows)
+        images = torch.from_numpy(train.read("image@8", rows)).float() / 127.5 - 1
+        drawn = iter(images)
+        monkeypatch.setattr(model, "sample", lambda n, **_: torch.stack([next(drawn) for _ in range(n)]))
+        return model
+
+    monkeypatch.setattr(step, "load_trained", load_memory)
+    report = evaluate(spec)
+    for name in ("sliced_wasserstein", "fid_classifier", "kid_classifier"):
+        assert report.metric(name).gap_closed == pytest.approx(1, abs=0.15)
+
+
+def test_scores_of_another_protocol_are_made_again(s3: Settings):
+    spec = unjudged("progressive_gan", "digits", seed=302)
+    first = evaluate(spec)
+    outdated = first.model_copy(update={"protocol": first.protocol | {"version": 0}, "metrics": first.metrics[:1]})
+    store().put_record(report_key("evaluate", spec), outdated)
+    again = evaluate(spec)
+    assert again.protocol == first.protocol and again.metrics == first.metrics
+
+
+def test_the_classifier_is_trained_once_and_knows_digits(s3: Settings, monkeypatch):
+    spec = unjudged("progressive_gan", "digits", seed=303)
+    manifest, dataset = open_dataset("digits", str(spec.dataset_digest))
+    cpu, quiet = torch.device("cpu"), lambda done, total: None
+    first = find_classifier(manifest, dataset, cpu, quiet)
+    assert first.accuracy > 0.95
+    monkeypatch.setattr(extractors, "train_classifier", pytest.fail)
+    assert find_classifier(manifest, dataset, cpu, quiet) == first
+
+
+def test_a_translation_is_judged_in_its_target_domain_and_back(s3: Settings):
+    spec = unjudged("cyclegan", "photos", "resolution=16", "residual_blocks=1", "generator_channels=8", seed=304)
+    report = evaluate(spec)
+    metrics = {metric.name: metric for metric in report.metrics}
+    assert set(metrics) == {
+        "sliced_wasserstein",
+        "sliced_wasserstein_16_to_a",
+        "sliced_wasserstein_16_to_b",
+        *(f"{name}_classifier_to_{domain}" for name in ("fid", "kid") for domain in "ab"),
+        "cycle_error_a",
+        "cycle_error_b",
+        "sliced_wasserstein_untranslated",
+    }
+    halves = [metrics["sliced_wasserstein_16_to_a"].value, metrics["sliced_wasserstein_16_to_b"].value]
+    assert metrics["sliced_wasserstein"].value == pytest.approx(sum(halves) / 2)
+    assert metrics["cycle_error_a"].floor == 0 < metrics["cycle_error_a"].value < 1
+    untranslated = metrics["sliced_wasserstein_untranslated"]
+    assert 0 < some(metrics["sliced_wasserstein"].floor) < untranslated.value
+    assert untranslated.gap_closed is None
+    assert set(report.pictures) == {"a_to_b", "b_to_a"}
+    assert set(report.not_offered) == {"inception"}
+    assert all(math.isfinite(metric.value) for metric in report.metrics)
+
+
+def test_what_is_not_trained_is_not_judged(s3: Settings):
+    spec = unjudged("progressive_gan", "digits", seed=305)
+    store().delete([f"runs/{spec.run_key}/weights.safetensors"])
+    with pytest.raises(MissingObject):
+        evaluate(spec)
