@@ -7,17 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 
 import genmodels
 from genmodels.data.catalogue import find
 from genmodels.errors import SpecError, unknown
 from genmodels.models import MODELS
-from genmodels.models.base import ModelConfig
+from genmodels.models.base import DataInfo, ModelConfig
 from genmodels.spec import RunSpec, TrainingSpec
+from genmodels.training.engine import check_batch
 
 M = TypeVar("M", bound=BaseModel)
-MAKES_THE_WEIGHTS = ("data/*.py", "models/*.py", "nn/*.py", "training/*.py", "losses.py")
+MAKES_THE_WEIGHTS = ("data/dataset.py", "data/loader.py", "losses.py", "models/*.py", "nn/*.py", "training/*.py")
 
 
 def resolve(
@@ -36,7 +38,7 @@ def resolve(
         seed, workers: of the run.
 
     Raises:
-        SpecError: for an unknown name (with the nearest ones) or a value that cannot be.
+        SpecError: for an unknown name (with the nearest ones), a value that cannot be, or things that do not fit.
     """
     if model not in MODELS:
         raise unknown("model", model, MODELS)
@@ -47,10 +49,14 @@ def resolve(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
     config, training = configured(model, preset, overrides, resolution=entry.resolution)
+    with torch.device("meta"):
+        stages = MODELS[model](config, DataInfo(entry.channels, entry.classes)).stages()
+    for stage in stages:
+        check_batch(stage, workers, training.accumulation)
     try:
         return RunSpec(
             model=model,
-            dataset=dataset,
+            dataset=entry.name,
             preset=preset,
             config=config.model_dump(mode="json"),
             training=training,

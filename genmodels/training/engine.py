@@ -54,6 +54,16 @@ class NonFiniteLoss(ArithmeticError):
         super().__init__(f"The {update} update's {named} is not finite in stage {stage} after {images:,} images")
 
 
+def check_batch(stage: Stage, workers: int, micro_batches: int) -> None:
+    """Raises SpecError if the batch of a stage does not divide over workers and micro-batches."""
+    parts = workers * micro_batches
+    if stage.batch_images % parts:
+        raise SpecError(
+            f"The batch of {stage.batch_images} images in stage {stage.name} does not divide over "
+            f"{workers} workers x {micro_batches} micro-batches; take a multiple of {parts}."
+        )
+
+
 class _Trained:
     """An update with what the engine keeps for it during a stage."""
 
@@ -101,7 +111,7 @@ class Engine:
         self.workers.broadcast([*model.parameters(), *model.buffers()])
         self.stages = model.stages()
         for stage in self.stages:
-            self._check_batch(stage)
+            check_batch(stage, self.workers.size, self.training.accumulation)
         self.average = WeightAverage(model, model.ema) if model.ema else None
         self.update_counts: dict[str, int] = {}
         self._batches_of = batches
@@ -195,14 +205,6 @@ class Engine:
     def disturb(self, rollbacks: int) -> None:
         """Changes all noise from here on: the same step must not meet the same non-finite loss again."""
         self.position = replace(self.position, rollbacks=rollbacks)
-
-    def _check_batch(self, stage: Stage) -> None:
-        parts = self.workers.size * self.training.accumulation
-        if stage.batch_images % parts:
-            raise SpecError(
-                f"The batch of {stage.batch_images} images in stage {stage.name} does not divide over "
-                f"{self.workers.size} workers x {self.training.accumulation} micro-batches; take a multiple of {parts}."
-            )
 
     def _begin_stage(self, position: Position) -> None:
         self.position = position

@@ -1,0 +1,56 @@
+"""What a person typed is refused in one sentence that says what to do, or becomes a whole spec."""
+
+import pytest
+
+from genmodels.errors import SpecError
+from genmodels.steps.resolve import resolve
+
+
+def test_a_spec_is_whole_and_its_key_waits_for_the_data():
+    spec = resolve("progressive_gan", "digits", "demo", ["fade_images=500", "training.precision=bf16"], seed=3)
+    assert spec.config["resolution"] == 8, "the data set's own"
+    assert spec.config["fade_images"] == 500
+    assert spec.training.precision == "bf16"
+    with pytest.raises(SpecError, match="prepare"):
+        _ = spec.run_key
+    assert len(spec.with_dataset("d" * 64).run_key) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"workers": 2}, True),
+        ({"overrides": ["training.log_seconds=9"]}, True),
+        ({"seed": 1}, False),
+        ({"overrides": ["learning_rate=0.002"]}, False),
+        ({"overrides": ["training.precision=bf16"]}, False),
+    ],
+)
+def test_the_run_key_changes_with_what_changes_the_weights(change: dict[str, object], same: bool):
+    plain = resolve("progressive_gan", "digits").with_dataset("d" * 64)
+    changed = resolve("progressive_gan", "digits", **change).with_dataset("d" * 64)  # type: ignore[arg-type]
+    assert (plain.run_key == changed.run_key) is same
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (("progresive_gan", "digits"), "Unknown model 'progresive_gan'; did you mean progressive_gan"),
+        (("progressive_gan", "digit"), "Unknown data ?set 'digit'; did you mean digits"),
+        (("progressive_gan", "digits", "dmeo"), "Unknown preset of progressive_gan 'dmeo'; did you mean demo"),
+        (("progressive_gan", "digits", "demo", ["resoluton=8"]), "'resoluton'; did you mean resolution"),
+        (("progressive_gan", "digits", "demo", ["training.precisoin=1"]), "'precisoin'; did you mean precision"),
+        (("progressive_gan", "digits", "demo", ["resolution=9"]), "'resolution' cannot be 9: 9 is not a power of two"),
+        (("progressive_gan", "digits", "demo", ["learning_rate=-1"]), "'learning_rate' cannot be -1"),
+        (("progressive_gan", "digits", "demo", ["learning_rate"]), "key=value, not 'learning_rate'"),
+        (("progressive_gan", "digits", "demo", ["batch_images=32"], 0, 3), "batch of 32 .* take a multiple of 3"),
+        (("progressive_gan", "digits", "demo", [], -1), "'seed' cannot be -1"),
+        (("progressive_gan", "digits", "demo", [], 0, 0), "'workers' cannot be 0"),
+        (("progressive_gan", "photos"), "one set of images, but photos is two unpaired domains"),
+        (("cyclegan", "digits"), "two unpaired domains, but digits is one set of images"),
+        (("progressive_gan", "folder:/nowhere"), "no folder '/nowhere'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(asked: tuple[object, ...], sentence: str):
+    with pytest.raises(SpecError, match=sentence):
+        resolve(*asked)  # type: ignore[arg-type]
