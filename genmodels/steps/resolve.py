@@ -49,12 +49,8 @@ def resolve(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
     config, training = configured(model, preset, overrides, resolution=entry.resolution)
-    with torch.device("meta"):
-        stages = MODELS[model](config, DataInfo(entry.channels, entry.classes)).stages()
-    for stage in stages:
-        check_batch(stage, workers, training.accumulation)
     try:
-        return RunSpec(
+        spec = RunSpec(
             model=model,
             dataset=entry.name,
             preset=preset,
@@ -66,6 +62,11 @@ def resolve(
         )
     except ValidationError as error:
         raise _sentence(error, "value") from None
+    with torch.device("meta"):
+        stages = MODELS[model](config, DataInfo(entry.channels, entry.classes)).stages()
+    for stage in stages:
+        check_batch(stage, spec.workers, training.accumulation)
+    return spec
 
 
 def configured(model: str, preset: str, overrides: Sequence[str], **defaults: Any) -> tuple[ModelConfig, TrainingSpec]:
