@@ -23,7 +23,11 @@ from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
 if TYPE_CHECKING:
     from genmodels.storage.objects import ObjectStore
 
-FIXTURES = {"s3": ["s3"], "tracking": ["s3", "mlflow"], "stack": [*SERVICES]}  # which services each starts, fewest first
+FIXTURES = {
+    "s3": ["s3"],
+    "tracking": ["s3", "mlflow"],
+    "stack": [*SERVICES],
+}  # which services each starts, fewest first
 DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 STACK_STARTING: Future[object] | None = None
 
@@ -34,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     USUAL_PORTS.update(dict.fromkeys(USUAL_PORTS))  # a developer's own stack is not to be met on them
     os.environ["GENMODELS_HOME"] = tempfile.mkdtemp(prefix="gm-")
+    LocalStack().configure()
+    os.environ |= settings().client_environment()  # Prefect and Ray read theirs when they are imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,8 +90,6 @@ def started(names: list[str] | tuple[str, ...]) -> Settings:
     """Wait for the services and point this process at them."""
     from genmodels.storage.objects import store
 
-    if STACK_STARTING is not None:
-        STACK_STARTING.result()
     LocalStack().up(names)
     store.cache_clear()
     os.environ |= settings().client_environment()

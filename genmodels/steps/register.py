@@ -23,7 +23,7 @@ from genmodels.tracking.runs import MetricsQueue, find_run, open_run
 def register(spec: RunSpec) -> RegisterReport:
     """Log the evaluation to the spec's MLflow run, export the model, and register it with the alias `challenger`.
 
-    Repeated, or done by two at once, it ends with one version. Raises SpecError before the run is trained and evaluated.
+    Repeated, or done by two at once, it ends with one version. Raises SpecError if the run is not evaluated yet.
     """
     if report := load_report("register", spec, RegisterReport):
         return report
@@ -73,11 +73,12 @@ def register(spec: RunSpec) -> RegisterReport:
 
 def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, Any]:
     manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "export")
         shape = {"channels": manifest.channels, "classes": manifest.classes}
-        facts = packaging.export(load_trained(spec), spec, **shape, folder=Path(folder))
+        facts = packaging.export(load_trained(spec), spec, **shape, folder=folder)
         packaging.log(
-            Path(folder),
+            folder,
             facts,
             name=f"{spec.model}-{spec.dataset_name}",
             experiment=spec.dataset_name,

@@ -4,7 +4,7 @@ MLflow keeps a copy of this file beside the exported programs and runs it for `m
 imports nothing of this project. `torch.export.load` alone would not do for a file that somebody may have changed:
 it unpickles some of an archive's records, evaluates the symbolic sizes of its graph as Python, and calls whatever
 function of torch the graph names. `load_program` reads the records itself, refuses all but plain tensors and a
-graph of ATen operators, and hands a clean archive on.
+graph of ATen operators on tensors of fixed sizes, and hands a clean archive on.
 """
 
 import io
@@ -26,33 +26,18 @@ RECORDS = re.compile(
     r"archive/(data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json)"
     r"|sample_inputs/model\.pt)|models/model\.json|archive_format|archive_version|byteorder|\.data/(version|serialization_id))"
 )
-OPERATORS = re.compile(
-    r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|neg|floordiv|mod|getitem|eq|ne|lt|le|gt|ge)"
-)
-SYMBOL = re.compile(r"Symbol\('s\d+'(, (positive|integer)=True)*\)|s\d+")
-ARITHMETIC = re.compile(r"[\d\s+*()-]*")
+OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+")
 ARGUMENTS = {
     *("as_tensor", "as_tensors", "as_optional_tensor", "as_optional_tensors", "as_none", "as_string"),
     *("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_scalar_type"),
-    *("as_sym_int", "as_sym_ints", "as_sym_bool", "as_memory_format", "as_layout", "as_device"),
+    *("as_memory_format", "as_layout", "as_device"),
 }
 WORDS = {
-    "reflect",
-    "replicate",
-    "circular",
-    "constant",
-    "floor",
-    "trunc",
-    "tanh",
-    "none",
-    "sum",
-    "mean",
-    "same",
-    "valid",
+    *("reflect", "replicate", "circular", "constant", "floor", "trunc"),
+    *("tanh", "none", "sum", "mean", "same", "valid"),
 }
 TREES = {"builtins.tuple", "builtins.list", "builtins.dict", None}
 MAX_GRAPH_BYTES = 64 << 20
-PIXELS_AT_ONCE = 1 << 18
 
 
 class UnsafeProgram(Exception):
@@ -101,7 +86,6 @@ def _checked_archive(path: Path) -> io.BytesIO:
 
 
 def _check_payloads(file: str, payloads: dict[str, Any]) -> None:
-    _check_sizes(file, payloads)
     for name, payload in payloads["config"].items():
         if payload["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
             raise UnsafeProgram(f"{file}: {name} is not a plain tensor.")
@@ -109,12 +93,13 @@ def _check_payloads(file: str, payloads: dict[str, Any]) -> None:
 
 def _check_graph(file: str, program: dict[str, Any]) -> None:
     module = program["graph_module"]
-    _check_sizes(file, program)
     if program["guards_code"] or module.get("treespec_namedtuple_fields"):
         raise UnsafeProgram(f"{file}: the graph carries code.")
     for key, value in _walk(program):
-        if key == "target" and isinstance(value, str) and not OPERATORS.fullmatch(value):
+        if key == "target" and isinstance(value, str) and not OPERATOR.fullmatch(value):
             raise UnsafeProgram(f"{file}: {value!r} is not an ATen operator.")
+        if key == "expr_str":
+            raise UnsafeProgram(f"{file}: {value!r} is a size to be evaluated; the sizes of our programs are fixed.")
         if key == "as_string" and value not in WORDS:
             raise UnsafeProgram(f"{file}: {value!r} is not an option of an operator.")
         if key == "arg" and not set(value) - {"name"} <= ARGUMENTS:
@@ -129,12 +114,6 @@ def _check_graph(file: str, program: dict[str, Any]) -> None:
         raise UnsafeProgram(f"{file}: the graph holds objects that are not tensors.")
 
 
-def _check_sizes(file: str, value: Any) -> None:
-    for key, text in _walk(value):
-        if key == "expr_str" and not ARITHMETIC.fullmatch(SYMBOL.sub("1", text)):
-            raise UnsafeProgram(f"{file}: {text!r} is not the size of a batch.")
-
-
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
     """All keys of all objects within a JSON value, with their values."""
     if isinstance(value, dict):
@@ -146,8 +125,8 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class ExportedModel(PythonModel):
-    """Samples: a column `seed` (and `label`, where the model knows classes) -> images. Translates: images, and the
-    parameter `to`, one of the model's domains -> images. Classifies: images -> logits. Images are uint8, (N, H, W, C)."""
+    """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes);
+    one that translates takes images and the parameter `to`, one of its domains; one that classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -200,11 +179,9 @@ class ExportedModel(PythonModel):
 
     @torch.inference_mode()
     def _run(self, program: torch.nn.Module, inputs: list[Tensor]) -> Tensor:
-        """In batches of one fixed size, because a convolution's rounding may depend on it."""
-        resolution, count = self.facts["resolution"], len(inputs[0])
-        size = max(1, min(16, PIXELS_AT_ONCE // resolution**2))
-        padded = [torch.cat((each, each.new_zeros(-count % size, *each.shape[1:]))) for each in inputs]
-        batches = zip(*(each.to(self.device).split(size) for each in padded), strict=True)
+        size, count = self.facts["batch"], len(inputs[0])
+        filled = [torch.cat((each, each.new_zeros(-count % size, *each.shape[1:]))) for each in inputs]
+        batches = zip(*(each.to(self.device).split(size) for each in filled), strict=True)
         return torch.cat([program(*batch).cpu() for batch in batches])[:count]
 
 

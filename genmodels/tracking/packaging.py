@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
@@ -25,37 +26,43 @@ from genmodels.tracking import exported_model
 from genmodels.tracking.exported_model import load_program
 
 DRAWS: dict[Any, str] = {torch.randn: "randn", torch.rand: "rand"}
+TRACING = threading.Lock()  # torch traces for one thread at a time
 
 
 def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int, folder: Path) -> dict[str, Any]:
-    """Write the model's programs, `weights.safetensors`, `spec.json` and `model.json` into the folder; returns the last.
+    """Write the model's programs, `weights.safetensors`, `spec.json` and `model.json` into the folder; gives the last.
 
-    `channels` and `classes` are the data set's. The batch's size is free, the resolution is the model's.
+    `channels` and `classes` are the data set's. A program takes batches of one size, chosen by the resolution: it is
+    what makes an image the same whatever it is asked for together with, and lets models choose an algorithm by the
+    batch's size. `ExportedModel` cuts and fills up what it is given.
     """
     resolution = model.stages()[-1].resolution
-    facts: dict[str, Any] = {"resolution": resolution, "channels": channels}
+    batch = _batch_images(resolution)
+    facts: dict[str, Any] = {"resolution": resolution, "channels": channels, "batch": batch}
     if isinstance(model, Samples):
         conditional = any("label" in stage.inputs for stage in model.stages())
         draws = _draws(model, conditional)
-        programs = {"sample": _exported_sample(model, draws, conditional)}
+        programs = {"sample": _exported_sample(model, batch, draws, conditional)}
         facts |= {"kind": "samples", "draws": draws, "classes": classes if conditional else 0}
     elif isinstance(model, Translates):
-        images = torch.zeros(2, channels, resolution, resolution)
+        images = torch.zeros(batch, channels, resolution, resolution)
         to = {target: partial(model.translate, target=target) for target in model.domains}
         programs = {target: _exported(model, translate, [images]) for target, translate in to.items()}
         facts |= {"kind": "translates", "domains": list(model.domains)}
     else:
         raise SpecError(f"{spec.model} neither samples nor translates, so there is nothing to register of it.")
+    facts = _write(model, programs, facts, folder)
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
-    return _write(model, programs, facts, folder)
+    return facts
 
 
 def export_classifier(
     model: nn.Module, *, resolution: int, channels: int, classes: int, folder: Path
 ) -> dict[str, Any]:
     """The same for a classifier: images in [-1, 1] -> logits."""
-    program = _exported(model, model, [torch.zeros(2, channels, resolution, resolution)])
-    facts = {"kind": "classifies", "resolution": resolution, "channels": channels, "classes": classes}
+    batch = _batch_images(resolution)
+    program = _exported(model, model, [torch.zeros(batch, channels, resolution, resolution)])
+    facts = {"kind": "classifies", "resolution": resolution, "channels": channels, "batch": batch, "classes": classes}
     return _write(model, {"logits": program}, facts, folder)
 
 
@@ -68,11 +75,13 @@ def log(
     tags: Mapping[str, str],
     run_id: str | None = None,
 ) -> str:
-    """Log an exported folder as an MLflow model, of that run if there is one; returns the model's id."""
+    """Log an exported folder as an MLflow model, of that run if there is one; returns the model's id. MLflow runs a
+    copy of `exported_model.py`, which looks for the folder by the name `export`."""
     with mlflow_client() as mlflow:
         mlflow.set_experiment(experiment)
         signature, example = _signature(facts)
         info = mlflow.models.Model.log(
+            artifact_path=None,
             name=name,
             flavor=mlflow.pyfunc,
             run_id=run_id,
@@ -93,6 +102,7 @@ def mlflow_client() -> Iterator[Any]:
     """The `mlflow` module, imported when it is needed and pointed at the settings' server, with our errors."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 take four minutes
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     import mlflow
     import mlflow.pyfunc
 
@@ -166,7 +176,13 @@ def _draws(model: Samples, conditional: bool) -> list[dict[str, Any]]:
     return replay.draws
 
 
-def _exported_sample(model: GenerativeModel, draws: list[dict[str, Any]], conditional: bool) -> ExportedProgram:
+def _batch_images(resolution: int) -> int:
+    return max(1, min(16, (1 << 14) // resolution**2))
+
+
+def _exported_sample(
+    model: GenerativeModel, batch: int, draws: list[dict[str, Any]], conditional: bool
+) -> ExportedProgram:
     """A model's `sample` as a function of the random numbers that it draws, and of labels if it takes them. So one seed
     gives the image that the model itself gives for it, and no model needs a second way to sample."""
     assert isinstance(model, Samples)
@@ -174,15 +190,16 @@ def _exported_sample(model: GenerativeModel, draws: list[dict[str, Any]], condit
     def sample(*inputs: Tensor) -> Tensor:
         with Replay(inputs):
             labels = inputs[-1] if conditional else None
-            return model.sample(inputs[0].shape[0], labels=labels, generator=torch.Generator())
+            return model.sample(batch, labels=labels, generator=torch.Generator())
 
-    labels = [torch.zeros(2, dtype=torch.int64)] if conditional else []
-    return _exported(model, sample, [*(torch.zeros(2, *draw["shape"]) for draw in draws), *labels])
+    labels = [torch.zeros(batch, dtype=torch.int64)] if conditional else []
+    return _exported(model, sample, [*(torch.zeros(batch, *draw["shape"]) for draw in draws), *labels])
 
 
 def _write(
     model: nn.Module, programs: Mapping[str, ExportedProgram], facts: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
     facts["programs"] = {target: f"{target}.pt2" for target in programs}
     for target, program in programs.items():
         _save(program, folder / f"{target}.pt2")
@@ -194,9 +211,8 @@ def _write(
 
 
 def _exported(model: nn.Module, function: Callable[..., Tensor], inputs: list[Tensor]) -> ExportedProgram:
-    shapes = tuple({0: Dim("batch", min=1)} for _ in inputs)
-    with torch.no_grad():
-        program = torch.export.export(Function(model, function), tuple(inputs), dynamic_shapes=(shapes,))
+    with TRACING, torch.no_grad():
+        program = torch.export.export(Function(model, function), tuple(inputs))
     _drop_unused(program)
     return program
 

@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 
 from genmodels.errors import SpecError
-from genmodels.spec import EvaluationReport, Metric, Promotion, RegisterReport, RunSpec
-from genmodels.steps.reports import load_report
+from genmodels.spec import EvaluationReport, Metric, Promotion, RunSpec
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
 from genmodels.tracking.registry import ModelVersion, Registry
@@ -19,15 +18,14 @@ def promote(spec: RunSpec) -> Promotion:
     lease. The decision goes into the version's tags before an alias moves: who dies in between leaves the old
     champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`.
     """
-    report = load_report("register", spec, RegisterReport)
-    if report is None:
-        raise SpecError(
-            f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered yet: `register` it."
-        )
-    registry = Registry()
-    with lease(f"champion/{report.name}"):
-        challenger = registry.find(report.model_uri)
-        champion = registry.aliased(report.name, "champion")
+    registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
+    with lease(f"champion/{name}"):
+        if not (versions := registry.of_run(name, spec.run_key)):
+            raise SpecError(
+                f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered: `register` it first."
+            )
+        challenger = versions[0]
+        champion = registry.aliased(name, "champion")
         if champion and champion.version == challenger.version and "gate" in champion.tags:
             return Promotion.model_validate_json(champion.tags["gate"])
         decision = decide(challenger, evaluation_of(challenger), champion, champion and evaluation_of(champion))
@@ -36,8 +34,8 @@ def promote(spec: RunSpec) -> Promotion:
         registry.set_tags(challenger, {"gate": numbers, "gate.verdict": verdict, "gate.reason": decision.reason})
         if decision.promoted:
             if champion:
-                registry.set_alias(report.name, "previous", champion.version)
-            registry.set_alias(report.name, "champion", challenger.version)
+                registry.set_alias(name, "previous", champion.version)
+            registry.set_alias(name, "champion", challenger.version)
     return decision
 
 

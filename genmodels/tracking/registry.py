@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,22 +54,23 @@ class Registry:
                 f"{model_uri!r} is not a model's address; expected models:/NAME/VERSION or models:/NAME@ALIAS."
             )
         name, number, alias = match.groups()
+        if alias:
+            aliases = self._aliases(name)
+            if alias not in aliases:
+                raise unknown(f"alias of {name}", alias, aliases)
+            number = aliases[alias]
         try:
-            if alias:
-                answer = self.server.get("registered-models/alias", name=name, alias=alias)
-            else:
-                answer = self.server.get("model-versions/get", name=name, version=number)
+            answer = self.server.get("model-versions/get", name=name, version=number)
         except MissingEntity:
-            raise self._missing(name, number, alias) from None
+            versions = self.server.get("model-versions/search", filter=f"name = '{name}'").get("model_versions", [])
+            self._aliases(name)  # raises for an unknown model
+            raise unknown(f"version of {name}", str(number), [entry["version"] for entry in versions]) from None
         return self._version(answer["model_version"])
 
     def aliased(self, name: str, alias: str) -> ModelVersion | None:
-        """The version that the alias points to, or None."""
-        try:
-            answer = self.server.get("registered-models/alias", name=name, alias=alias)
-        except MissingEntity:
-            return None
-        return self._version(answer["model_version"])
+        """The version that an alias of a registered model points to, or None."""
+        number = self._aliases(name).get(alias)
+        return self.find(f"models:/{name}/{number}") if number else None
 
     def of_run(self, name: str, run_key: str) -> list[ModelVersion]:
         """The versions that were registered for a run key, the first one first."""
@@ -84,7 +86,8 @@ class Registry:
         or because an answer was lost) whoever made it sees the first, and the first is the one that stays.
         """
         if not (versions := self.of_run(name, tags["run_key"])):
-            self._create_model(name, summary)
+            with suppress(EntityExists):
+                self.server.post("registered-models/create", name=name, description=summary)
             self.server.post(
                 "model-versions/create",
                 name=name,
@@ -131,34 +134,23 @@ class Registry:
             path.write_bytes(data)
         return folder
 
-    def _create_model(self, name: str, summary: str) -> None:
-        try:
-            self.server.post("registered-models/create", name=name, description=summary)
-        except EntityExists:
-            pass
-
     def _version(self, answer: Mapping[str, Any]) -> ModelVersion:
         return ModelVersion(
             name=answer["name"],
             version=int(answer["version"]),
-            model_id=answer.get("model_id", ""),
+            model_id=answer["source"].removeprefix("models:/"),
             run_id=answer.get("run_id", ""),
             tags={tag["key"]: tag["value"] for tag in answer.get("tags", [])},
             aliases=answer.get("aliases", []),
         )
 
-    def _missing(self, name: str, number: str | None, alias: str | None) -> SpecError:
-        models = {
-            model["name"]: model for model in self.server.get("registered-models/search").get("registered_models", [])
-        }
-        if name not in models:
-            return unknown("registered model", name, models)
-        if alias:
-            return unknown(f"alias of {name}", alias, [entry["alias"] for entry in models[name].get("aliases", [])])
-        answer = self.server.get("model-versions/search", filter=f"name = '{name}'")
-        return unknown(
-            f"version of {name}", str(number), [entry["version"] for entry in answer.get("model_versions", [])]
-        )
+    def _aliases(self, name: str) -> dict[str, str]:
+        try:
+            model = self.server.get("registered-models/get", name=name)["registered_model"]
+        except MissingEntity:
+            models = self.server.get("registered-models/search").get("registered_models", [])
+            raise unknown("registered model", name, [model["name"] for model in models]) from None
+        return {entry["alias"]: entry["version"] for entry in model.get("aliases", [])}
 
 
 def load(model_uri: str) -> Any:
@@ -216,20 +208,21 @@ def register_extractor(
     from genmodels.tracking import packaging
 
     registry, name = Registry(), f"classifier.{dataset}"
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "export")
         facts = packaging.export_classifier(
-            classifier, resolution=resolution, channels=channels, classes=classes, folder=Path(folder)
+            classifier, resolution=resolution, channels=channels, classes=classes, folder=folder
         )
         key = digest([dataset_digest, facts["files"]])
         if versions := registry.of_run(name, key):
             return versions[0]
         tags = {"run_key": key, "dataset": dataset, "dataset_digest": dataset_digest, "accuracy": f"{accuracy:.4f}"}
-        model_id = packaging.log(Path(folder), facts, name=f"classifier-{dataset}", experiment=dataset, tags=tags)
+        model_id = packaging.log(folder, facts, name=f"classifier-{dataset}", experiment=dataset, tags=tags)
     return registry.add(
         name,
         model_id=model_id,
         tags=tags | {"export": json.dumps(facts)},
-        description=f"Judges samples of {dataset} at {resolution}x{resolution}: {accuracy:.1%} of held-out images right.",
+        description=f"Judges samples of {dataset} at {resolution}x{resolution}; {accuracy:.1%} of held-out right.",
         summary=f"Feature extractor of `fid_classifier` and `kid_classifier` on {dataset}.",
     )
 

@@ -2,9 +2,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from finished_run import finished_run
 from mlflow_process import MlflowProcess
 
-from genmodels.settings import settings
+from genmodels.settings import Settings, settings
+from genmodels.steps.register import register
+from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
 
 
@@ -22,3 +25,14 @@ def bare_run(mlflow_process: MlflowProcess, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(settings(), "mlflow_url", mlflow_process.url)
     answer = TrackingServer().post("runs/create", experiment_id="0", start_time=time.time_ns() // 1_000_000)
     return answer["run"]["info"]["run_id"]
+
+
+@pytest.fixture
+def without_champion(tracking: Settings) -> str:
+    """The name of a registered model that has no champion yet."""
+    name = "progressive_gan.digits"
+    register(finished_run("progressive_gan", "digits", "resolution=4", seed=399))
+    for alias in ("champion", "previous"):
+        if Registry().aliased(name, alias):
+            TrackingServer().send("DELETE", "mlflow/registered-models/alias", json={"name": name, "alias": alias})
+    return name

@@ -1,0 +1,71 @@
+"""Registering on the real MLflow and the real object store."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from finished_run import finished_run
+
+from genmodels.errors import SpecError
+from genmodels.settings import Settings
+from genmodels.steps.register import register
+from genmodels.steps.reports import report_key
+from genmodels.storage.objects import store
+from genmodels.tracking.registry import Registry
+from genmodels.tracking.rest import TrackingServer
+from genmodels.tracking.runs import find_run, open_run
+
+
+def test_a_registered_version_leads_back_to_all_that_made_it(tracking: Settings):
+    spec = finished_run(seed=100)
+    run_id = open_run(
+        spec, tags={"prefect.flow_run": "http://127.0.0.1:4200/runs/flow-run/1"}, parameters={"generator": 7}
+    )
+    report = register(spec)
+    assert register(spec) == report
+    version = Registry().find(f"models:/{report.name}@challenger")
+    assert version.version == report.version
+    assert version.run_id == report.mlflow_run_id == run_id
+    assert version.tags["run_key"] == spec.run_key
+    assert version.tags["dataset_digest"] == spec.dataset_digest
+    assert version.tags["prefect.flow_run"].endswith("/flow-run/1")
+    assert version.tags["evaluation.sliced_wasserstein_8"] == "0.5 [0.49, 0.51]"
+
+    run = TrackingServer().get("runs/get", run_id=run_id)["run"]
+    metrics = {metric["key"]: (metric["value"], metric["step"]) for metric in run["data"]["metrics"]}
+    assert metrics["evaluation/sliced_wasserstein_8"] == (0.5, 60_000)
+    assert metrics["gap_closed/sliced_wasserstein_8"] == (pytest.approx(0.6), 60_000)
+    parameters = {entry["key"]: entry["value"] for entry in run["data"]["params"]}
+    assert parameters["parameters.generator"] == "7"
+    assert parameters["latent"] == "64"
+    assert parameters["training.precision"] == "fp32"
+    [dataset] = [entry["dataset"] for entry in run["inputs"]["dataset_inputs"]]
+    assert dataset["name"] == "digits"
+    assert str(spec.dataset_digest).startswith(dataset["digest"])
+    assert run["info"]["status"] == "FINISHED"
+    files = TrackingServer().get("artifacts/list", run_id=run_id, path="evaluation")["files"]
+    assert [file["path"] for file in files] == ["evaluation/contact_sheet.png"]
+
+
+def test_two_at_once_and_a_lost_report_make_one_version(tracking: Settings):
+    spec = finished_run(seed=101)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(register, [spec, spec]))
+    assert reports[0].version == reports[1].version
+    store().delete([report_key("register", spec)])
+    assert register(spec).version == reports[0].version
+    assert len(Registry().of_run(reports[0].name, spec.run_key)) == 1
+    history = TrackingServer().get(
+        "metrics/get-history", run_id=find_run(spec), metric_key="evaluation/sliced_wasserstein_8"
+    )
+    assert len({(metric["value"], metric["step"]) for metric in history["metrics"]}) == 1
+
+
+def test_what_is_not_trained_or_evaluated_is_not_registered(tracking: Settings):
+    spec = finished_run(seed=102)
+    store().delete([report_key("evaluate", spec)])
+    with pytest.raises(SpecError, match="`evaluate` it first"):
+        register(spec)
+    store().delete([report_key("train", spec)])
+    with pytest.raises(SpecError, match="`train` it first"):
+        register(spec)
+    assert find_run(spec) is None

@@ -1,0 +1,232 @@
+"""Exported models: equal to the model, free of pickle, and refused if somebody made them otherwise."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genmodels.errors import SpecError
+from genmodels.evaluation.classifier import Classifier
+from genmodels.models import MODELS, build
+from genmodels.models.base import DataInfo, GenerativeModel, scaled
+from genmodels.spec import RunSpec
+from genmodels.tracking import packaging
+from genmodels.tracking.exported_model import ExportedModel, UnsafeProgram, load_program
+
+CPU = torch.device("cpu")
+
+
+def exported(folder: Path, name: str, channels: int, **config: Any) -> tuple[GenerativeModel, ExportedModel]:
+    config = MODELS[name].Config.preset("demo", **config).model_dump(mode="json")
+    spec = RunSpec(model=name, dataset="digits", config=config, code_version="0", dataset_digest="0" * 64)
+    model = build(name, config, DataInfo(channels=channels, classes=10), seed=1).eval()
+    packaging.export(model, spec, channels=channels, classes=10, folder=folder)
+    return model, ExportedModel().open(folder)
+
+
+def as_uint8(images: Tensor) -> np.ndarray:
+    return images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path):
+    model, export = exported(tmp_path, "progressive_gan", channels=1)
+    for seed in (0, 7, 2**40):
+        own = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(seed)))
+        np.testing.assert_allclose(export.sample([seed]).astype(int), own, atol=1)  # a rounding at most
+    many = export.sample(list(range(40)))
+    assert many.shape == (40, 8, 8, 1)
+    assert many.dtype == np.uint8
+    assert np.array_equal(export.sample([33, 7, 33]), many[[33, 7, 33]])
+
+
+def test_labels_choose_the_class_and_are_drawn_where_none_are_given(tmp_path: Path):
+    model, export = exported(tmp_path, "progressive_gan", channels=3, conditional=True)
+    own = as_uint8(model.sample(1, labels=torch.tensor([4]), generator=torch.Generator().manual_seed(9)))
+    np.testing.assert_allclose(export.sample([9], [4]).astype(int), own, atol=1)
+    drawn = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(9)))
+    np.testing.assert_allclose(export.sample([9]).astype(int), drawn, atol=1)
+    with pytest.raises(ValueError, match="from 0 to 9"):
+        export.sample([9], [10])
+
+
+def test_translations_are_the_models(tmp_path: Path):
+    model, export = exported(tmp_path, "cyclegan", channels=3, generator_channels=8, residual_blocks=1)
+    images = np.random.default_rng(0).integers(0, 256, (19, 32, 32, 3), np.uint8)
+    own = scaled(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for target in ("a", "b"):
+        np.testing.assert_allclose(
+            export.translate(images, target).astype(int), as_uint8(model.translate(own, target)), atol=1
+        )
+    with pytest.raises(ValueError, match="translates to a, b"):
+        export.translate(images, "c")
+
+
+def test_a_classifier_gives_its_logits(tmp_path: Path):
+    model = Classifier(1, 10, 8).eval()
+    packaging.export_classifier(model, resolution=8, channels=1, classes=10, folder=tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    with torch.no_grad():
+        own = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(ExportedModel().open(tmp_path).predict(None, images), own.numpy(), atol=1e-5)
+
+
+def test_only_what_sampling_needs_is_exported(tmp_path: Path):
+    model, _ = exported(tmp_path, "progressive_gan", channels=1)
+    program = load_program(tmp_path / "sample.pt2", CPU)
+    sizes = {tuple(tensor.shape) for tensor in program.state_dict().values()}
+    assert (64, 64 + 1, 3, 3) not in sizes  # the discriminator's first convolution behind the minibatch deviation
+    assert sum(p.numel() for p in program.state_dict().values()) <= sum(p.numel() for p in model.generator.parameters())
+
+
+def test_no_record_is_a_pickle_and_no_path_of_this_machine_is_in_it(tmp_path: Path):
+    exported(tmp_path, "progressive_gan", channels=1)
+    with zipfile.ZipFile(tmp_path / "sample.pt2") as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            assert str(Path(packaging.__file__).parent).encode() not in content
+            if "/weight_" not in name:
+                with pytest.raises((pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError)):
+                    pickle.loads(content)
+
+
+def test_a_model_that_draws_otherwise_is_refused_with_its_function(tmp_path: Path):
+    class Shuffles(nn.Module):
+        def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+            return torch.randperm(n, generator=generator)
+
+    with pytest.raises(SpecError, match=r"torch\.randperm"):
+        packaging._draws(Shuffles(), conditional=False)
+
+
+class Canary:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return open, (str(self.path), "w")
+
+
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """A copy of the archive with some of its records changed."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    change(records)
+    copy = path.with_name("hostile.pt2")
+    with zipfile.ZipFile(copy, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    return copy
+
+
+def graph_changed(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, bytes]], None]:
+    def apply(records: dict[str, bytes]) -> None:
+        name = next(name for name in records if name.endswith("models/model.json"))
+        program = json.loads(records[name])
+        change(program)
+        records[name] = json.dumps(program).encode()
+
+    return apply
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("program")
+    packaging.export_classifier(nn.Flatten(), resolution=2, channels=1, classes=4, folder=folder)
+    return folder / "logits.pt2"
+
+
+def hostile_archives(canary: Path) -> dict[str, Callable[[dict[str, bytes]], None]]:
+    """Ways to make torch.export.load, or the program it gives, create the canary."""
+    checkpoint = io.BytesIO()
+    torch.save(Canary(canary), checkpoint)
+    code = f"open({str(canary)!r}, 'w')"
+
+    def size(program: dict[str, Any]) -> None:
+        for value in program["graph_module"]["graph"]["tensor_values"].values():
+            value["sizes"][0] = {"as_expr": {"expr_str": code, "hint": None}}
+
+    def example_inputs(records: dict[str, bytes]) -> None:
+        records[next(name for name in records if name.endswith("sample_inputs/model.pt"))] = checkpoint.getvalue()
+
+    def pickled_constant(records: dict[str, bytes]) -> None:
+        name = next(name for name in records if name.endswith("model_constants_config.json"))
+        payload = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+        records[name] = json.dumps({"config": {"constant": payload}}).encode()
+        records[name.replace("model_constants_config.json", "opaque_obj_0")] = pickle.dumps(Canary(canary))
+
+    def legacy_weights(records: dict[str, bytes]) -> None:
+        name = next(name for name in records if name.endswith("model_weights_config.json"))
+        records[name.replace("model_weights_config.json", "model.pt")] = checkpoint.getvalue()
+
+    def function_of_torch(program: dict[str, Any]) -> None:
+        node = program["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.hub.os.system"
+        node["inputs"] = [{"name": "command", "arg": {"as_string": f"touch {canary}"}, "kind": 1}]
+
+    def file_operator(program: dict[str, Any]) -> None:
+        node = program["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.ops.aten.from_file.default"
+        node["inputs"] = [
+            {"name": "filename", "arg": {"as_string": str(canary)}, "kind": 1},
+            {"name": "shared", "arg": {"as_bool": True}, "kind": 1},
+            {"name": "size", "arg": {"as_int": 4}, "kind": 1},
+        ]
+
+    def guard(program: dict[str, Any]) -> None:
+        program["guards_code"] = [code]
+
+    def compiled_code(records: dict[str, bytes]) -> None:
+        prefix = next(iter(records)).split("/")[0]
+        records[f"{prefix}/data/aotinductor/model/model.so"] = b"\x7fELF"
+
+    return {
+        "a size": graph_changed(size),
+        "example inputs": example_inputs,
+        "a pickled constant": pickled_constant,
+        "legacy weights": legacy_weights,
+        "a function of torch": graph_changed(function_of_torch),
+        "an operator on files": graph_changed(file_operator),
+        "a guard": graph_changed(guard),
+        "compiled code": compiled_code,
+    }
+
+
+@pytest.mark.parametrize("way", hostile_archives(Path()))
+def test_a_hostile_program_is_refused_before_anything_of_it_runs(program: Path, tmp_path: Path, way: str):
+    canary = tmp_path / "canary"
+    with pytest.raises(UnsafeProgram, match=r"hostile\.pt2"):
+        load_program(rewritten(program, hostile_archives(canary)[way]), CPU)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("way", ["a size", "example inputs", "a pickled constant", "legacy weights"])
+def test_the_same_programs_do_run_code_in_torch(program: Path, tmp_path: Path, way: str):
+    """Else the test before would show nothing."""
+    canary = tmp_path / "canary"
+    with suppress(Exception):  # what it says about the file afterwards does not matter
+        torch.export.load(rewritten(program, hostile_archives(canary)[way]))
+    assert canary.exists()
+
+
+def test_an_unchanged_copy_is_accepted(program: Path):
+    images = torch.arange(64.0).view(16, 1, 2, 2)
+    assert torch.equal(load_program(rewritten(program, lambda records: None), CPU)(images), images.flatten(1))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps("weights"), b"{}"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "sample.pt2"
+    path.write_bytes(content)
+    with pytest.raises(UnsafeProgram, match="not an exported program"):
+        load_program(path, CPU)

@@ -1,0 +1,145 @@
+"""Who becomes champion: the rule on plain numbers, and its effect on the real registry."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from finished_run import finished_run
+
+from genmodels.errors import SpecError
+from genmodels.settings import Settings
+from genmodels.spec import EvaluationReport, Metric, RunSpec
+from genmodels.steps.register import register
+from genmodels.steps.reports import report_key
+from genmodels.storage.objects import store
+from genmodels.tracking.promotion import decide, promote
+from genmodels.tracking.registry import ModelVersion, Registry
+
+
+def version(number: int) -> ModelVersion:
+    return ModelVersion("m.d", number, model_id="", run_id="", tags={}, aliases=[])
+
+
+def scores(value: float, low: float, high: float, **changes: object) -> EvaluationReport:
+    better = changes.pop("better", "lower")
+    metric = Metric(name="fid_classifier", value=value, low=low, high=high, better=better)  # type: ignore[arg-type]
+    fields = {"primary": "fid_classifier", "metrics": [metric], "protocol": {"images": 256}} | changes
+    return EvaluationReport(run_key="0", pictures={}, seconds=0, **fields)  # type: ignore[arg-type]
+
+
+def test_a_gain_must_exceed_the_noise_of_the_difference():
+    """Half-widths 3 and 4 make 5: a gain of 5.1 is one, of 4.9 is not. The ends that face away do not count."""
+    champion = scores(100.0, 96.0, 1000.0)
+    assert decide(version(2), scores(94.9, 0.0, 97.9), version(1), champion).promoted
+    assert not decide(version(2), scores(95.1, 0.0, 98.1), version(1), champion).promoted
+
+
+def test_more_is_better_where_the_metric_says_so():
+    champion = scores(0.50, 0.1, 0.53, better="higher")
+    assert decide(version(2), scores(0.56, 0.52, 0.9, better="higher"), version(1), champion).promoted
+    assert not decide(version(2), scores(0.54, 0.50, 0.9, better="higher"), version(1), champion).promoted
+    assert not decide(version(2), scores(0.30, 0.29, 0.31, better="higher"), version(1), champion).promoted
+
+
+def test_the_first_one_is_champion():
+    decision = decide(version(1), scores(5.0, 4.0, 6.0), None, None)
+    assert decision.promoted
+    assert decision.champion is None
+    assert "There was no champion" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("challenger", "reason"),
+    [
+        (None, "no finite primary metric"),
+        (scores(math.nan, math.nan, math.nan), "no finite primary metric"),
+        (scores(1.0, -math.inf, 1.0), "no finite primary metric"),
+        (scores(1.0, 0.9, 1.1, primary="kid_classifier"), "no finite primary metric"),
+        (scores(1.0, 0.9, 1.1, protocol={"images": 128}), "another images"),
+        (scores(1.0, 0.9, 1.1, protocol={"images": 256, "resize": "area"}), "another resize"),
+        (scores(5.0, 4.9, 5.1), "Not better beyond the noise"),
+    ],
+)
+def test_what_is_not_comparable_or_not_better_stays_challenger(challenger: EvaluationReport | None, reason: str):
+    decision = decide(version(2), challenger, version(1), scores(5.0, 4.9, 5.1))
+    assert not decision.promoted
+    assert reason in decision.reason
+
+
+def registered(seed: int, value: float, dataset: str = "digits", **changes: object) -> RunSpec:
+    spec = finished_run("progressive_gan", dataset, "resolution=4", seed=seed, value=value, **changes)  # type: ignore[arg-type]
+    register(spec)
+    return spec
+
+
+def test_better_ones_replace_the_champion_and_others_do_not(without_champion: str):
+    registry = Registry()
+    first = promote(registered(400, 0.5))
+    assert first.promoted
+    assert registry.find(f"models:/{without_champion}@champion").version == first.version
+    worse = promote(registered(401, 0.495))
+    assert not worse.promoted
+    assert worse.champion == 0.5
+    assert worse.champion_version == first.version
+    assert registry.find(f"models:/{without_champion}@champion").version == first.version
+    better = promote(registered(402, 0.3))
+    champion = registry.find(f"models:/{without_champion}@champion")
+    assert better.promoted
+    assert champion.version == better.version
+    assert registry.find(f"models:/{without_champion}@previous").version == first.version
+    assert champion.tags["gate.verdict"] == "promoted"
+    assert "0.3 [0.29, 0.31]" in champion.tags["gate.reason"]
+    refused = registry.find(f"models:/{without_champion}/{worse.version}")
+    assert refused.tags["gate.verdict"] == "refused"
+
+
+def test_a_decision_is_repeated_by_a_rerun(without_champion: str):
+    spec = registered(403, 0.5)
+    first = promote(spec)
+    assert promote(spec) == first
+
+
+def test_a_death_between_decision_and_alias_is_repaired_by_a_rerun(
+    without_champion: str, monkeypatch: pytest.MonkeyPatch
+):
+    registry = Registry()
+    old = promote(registered(404, 0.5))
+    spec = registered(405, 0.2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Registry, "set_alias", die)
+        with pytest.raises(KeyboardInterrupt):
+            promote(spec)
+    assert registry.find(f"models:/{without_champion}@champion").version == old.version
+    again = promote(spec)
+    assert again.promoted
+    assert registry.find(f"models:/{without_champion}@champion").version == again.version
+    assert registry.find(f"models:/{without_champion}@previous").version == old.version
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_at_once_the_better_one_is_champion(without_champion: str, order: tuple[int, int]):
+    promote(registered(406, 0.9))
+    specs = [registered(407 + 2 * order[0], 0.6), registered(408 + 2 * order[0], 0.3)]
+    with ThreadPoolExecutor(2) as pool:
+        decisions = list(pool.map(promote, [specs[index] for index in order]))
+    best = min(decisions, key=lambda decision: decision.challenger)
+    assert best.promoted
+    assert Registry().find(f"models:/{without_champion}@champion").version == best.version
+
+
+def test_a_champion_whose_numbers_are_gone_is_not_replaced_unseen(without_champion: str):
+    champion = registered(412, 0.5)
+    promote(champion)
+    store().delete([report_key("evaluate", champion)])
+    decision = promote(registered(413, 0.1))
+    assert not decision.promoted
+    assert "the champion, has no finite primary metric" in decision.reason
+
+
+def test_what_is_not_registered_is_not_promoted(tracking: Settings):
+    with pytest.raises(SpecError, match="`register` it first"):
+        promote(finished_run(seed=414))

@@ -1,0 +1,146 @@
+"""Models from the registry, with this project and without it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished_run import finished_run
+
+from genmodels.errors import DataError, SpecError
+from genmodels.evaluation.classifier import Classifier
+from genmodels.settings import Settings, settings
+from genmodels.steps.register import register
+from genmodels.storage.objects import store
+from genmodels.tracking.promotion import promote
+from genmodels.tracking.registry import Registry, load, register_extractor, sample, translate
+
+WITHOUT_GENMODELS = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "genmodels":
+            raise ImportError(f"{name} is not installed here")
+
+def refuse_pickles(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"{arguments} is being unpickled")
+
+sys.meta_path.insert(0, Blocker())
+sys.addaudithook(refuse_pickles)
+import mlflow, numpy as np, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = eval(sys.argv[2])
+assert "genmodels" not in sys.modules
+np.save(sys.argv[3], images)
+"""
+
+
+def predicted_elsewhere(uri: str, call: str, folder: Path) -> np.ndarray:
+    """What `call` gives in a Python that has mlflow and torch but neither this project nor a working unpickler."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "MLFLOW_TRACKING_URI": settings().mlflow_url}
+    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "NO_PROXY": "127.0.0.1"}
+    subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_GENMODELS, uri, call, str(folder / "images.npy")],
+        cwd=folder,
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    return np.load(folder / "images.npy", allow_pickle=False)
+
+
+def test_the_champion_is_sampled_in_one_line_without_this_project(without_champion: str, tmp_path: Path):
+    spec = finished_run("progressive_gan", "digits", "conditional=true", seed=200)
+    report = register(spec)
+    promote(spec)
+    uri = f"models:/{without_champion}@champion"
+    by_class, drawn = (
+        'model.predict({"seed": [3, 1, 3], "label": [0, 1, 0]})',
+        'model.predict(pd.DataFrame({"seed": range(20)}))',
+    )
+    images = predicted_elsewhere(uri, f"np.concatenate([{by_class}, {drawn}])", tmp_path)
+    assert images.shape == (23, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[1])
+    own = load(report.model_uri)
+    assert np.array_equal(images[:3], own.sample([3, 1, 3], [0, 1, 0]))
+    assert np.array_equal(images[3:], own.sample(list(range(20))))
+
+
+def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, tmp_path: Path):
+    report = register(finished_run("cyclegan", "photos", "resolution=16", "generator_channels=8", seed=201))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    call = 'model.predict(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8), params={"to": "a"})'
+    there = predicted_elsewhere(report.model_uri, call, tmp_path)
+    assert np.array_equal(there, translate(report.model_uri, images, "a"))
+    assert not np.array_equal(there, translate(report.model_uri, images, "b"))
+    with pytest.raises(SpecError, match="Unknown domain 'c'"):
+        translate(report.model_uri, images, "c")
+    with pytest.raises(SpecError, match="takes uint8 images of 16 x 16 x 3"):
+        translate(report.model_uri, images[:, :8], "a")
+    with pytest.raises(SpecError, match="cannot sample"):
+        sample(report.model_uri, 1)
+
+
+def test_samples_depend_on_the_seed_alone(tracking: Settings):
+    uri = register(finished_run(seed=202)).model_uri
+    few, many = sample(uri, 3, seed=5), sample(uri, 9, seed=5)
+    assert np.array_equal(few, many[:3])
+    assert not np.array_equal(many, sample(uri, 9, seed=6))
+    with pytest.raises(SpecError, match="knows no classes"):
+        sample(uri, 1, labels=[1])
+    with pytest.raises(SpecError, match="cannot translate"):
+        translate(uri, many, "b")
+
+
+def test_unknown_addresses_are_answered_with_what_there_is(tracking: Settings):
+    report = register(finished_run(seed=203))
+    for uri, sentence in {
+        "models:/progresive_gan.digits/1": "did you mean progressive_gan.digits",
+        f"models:/{report.name}@chalenger": "did you mean challenger",
+        f"models:/{report.name}/9999": "Unknown version of progressive_gan.digits '9999'",
+        "progressive_gan.digits": "expected models:/NAME/VERSION",
+    }.items():
+        with pytest.raises(SpecError, match=sentence):
+            sample(uri, 1)
+
+
+def test_files_that_are_not_the_registered_ones_are_refused(tracking: Settings, tmp_path: Path):
+    """One byte changed, or a pickle in the program's place: nothing of it is opened."""
+    report = register(finished_run(seed=204))
+    registry = Registry()
+    version = registry.find(report.model_uri)
+    [key] = [
+        entry.key for entry in store().list("mlflow/") if version.model_id in entry.key and entry.key.endswith(".pt2")
+    ]
+    program = store().get(key)
+    canary = tmp_path / "canary"
+    hostile = f"cbuiltins\nopen\n(V{canary}\nVw\ntR.".encode()  # creates the canary when it is unpickled
+    for data in (program[:-1] + bytes([program[-1] ^ 1]), hostile):
+        store().put(key, data)
+        with pytest.raises(DataError, match="is not the file that was registered"):
+            registry.fetch(version, tmp_path / "fetched")
+    assert not canary.exists()
+    store().put(key, program)
+    assert sorted(path.name for path in registry.fetch(version, tmp_path / "fetched").iterdir()) == [
+        "model.json",
+        "sample.pt2",
+    ]
+
+
+def test_an_extractor_is_registered_once(tracking: Settings):
+    torch.manual_seed(0)
+    classifier = Classifier(1, 10, 8).eval()
+    facts = {"dataset": "digits", "dataset_digest": "0" * 64, "resolution": 8, "channels": 1, "classes": 10}
+    first = register_extractor(classifier, **facts, accuracy=0.97)
+    assert register_extractor(classifier, **facts, accuracy=0.97).version == first.version
+    version = Registry().find("models:/classifier.digits/1")
+    assert version.tags["accuracy"] == "0.9700"
+    assert json.loads(version.tags["export"])["kind"] == "classifies"
