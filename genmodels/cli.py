@@ -134,6 +134,10 @@ def retrain(
 
     Steps that are done already are not done again, and a run that was cut off goes on from its last checkpoint.
     """
+    from genmodels.steps.resolve import resolve
+
+    resolve(model, dataset, preset, overrides or [], seed, workers)  # refuses bad input before Prefect is imported
+
     from flows.retrain import retrain_now
 
     outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers)

@@ -55,12 +55,22 @@ class Stack(BaseModel):
     bucket: str
     s3_access_key: str = Field(repr=False)
     s3_secret_key: str = Field(repr=False)
-    s3_endpoint: str
-    mlflow_url: str
-    prefect_api_url: str
-    ray_address: str
+    s3_endpoint: str = ""
+    mlflow_url: str = ""
+    prefect_api_url: str = ""
+    ray_address: str = ""
     ray_token_path: Path
-    ports: dict[str, int]
+    ports: dict[str, int] = {}
+
+    def on_ports(self, ports: dict[str, int]) -> "Stack":
+        """The same with these ports in its addresses."""
+        addresses = {
+            "s3_endpoint": f"http://{HOST}:{ports['s3']}",
+            "mlflow_url": f"http://{HOST}:{ports['mlflow']}",
+            "prefect_api_url": f"http://{HOST}:{ports['prefect']}/api",
+            "ray_address": f"http://{HOST}:{ports['ray']}",
+        }
+        return self.model_copy(update={"ports": ports, **addresses})
 
 
 @dataclass(frozen=True)
@@ -215,27 +225,47 @@ class LocalStack:
         `on_change(name, state, seconds)` hears of every service that begins and that answers.
         Raises UnavailableError, with the end of its log, for a service that does not come up.
         """
-        try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise AccessError(f"The home {self.home} cannot be made: {error.strerror}; set GENMODELS_HOME.") from error
         with self._locked():
             supervisor = self._supervisor()
             if supervisor is None:
                 sweep(self.home)  # what a killed supervisor left would hold the ports and the data
-                self._configure()
+                self.configure()
                 self._launch()
                 supervisor = self._supervisor(wait_seconds=20)
             stack = self.read()
             if supervisor is None or stack is None:
-                raise UnavailableError(
-                    f"The supervisor did not start; its log is {self.home / 'logs/supervisord.log'}."
-                )
-            self._start(supervisor, stack, names, on_change)
-            if "s3" in names:
-                create_bucket(stack)
+                log = self.home / "logs/supervisord.log"
+                raise UnavailableError(f"The supervisor of the stack did not start; its log is {log}.")
+            for name in names:
+                with suppress(Fault):  # it runs already
+                    supervisor.supervisor.startProcess(name, False)
+                on_change(name, "starting", 0.0)
+        try:
+            self._wait(supervisor, stack, names, on_change)
+        except (OSError, HTTPException) as error:
+            raise UnavailableError("The stack was stopped while it started; start it again.") from error
+        if "s3" in names:
+            create_bucket(stack)
         settings.cache_clear()
         return stack
+
+    def configure(self) -> None:
+        """Choose keys, once, and ports that are free now, and write all files that the programs read."""
+        for folder in ("", "run", "logs", "s3", "mlflow", "prefect", "ray"):
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack = self.read() or Stack(
+            bucket=Settings().bucket,
+            s3_access_key=secrets.token_hex(10),
+            s3_secret_key=secrets.token_hex(20),
+            ray_token_path=self.home / "ray.token",
+        )
+        stack = stack.on_ports(choose_ports(stack.ports))
+        if not stack.ray_token_path.exists():
+            write_secret(stack.ray_token_path, secrets.token_hex(32))
+        programs = services(self.short_home, stack)
+        write_secret(self.home / "s3.json", json.dumps(s3_identities(stack)))
+        write_secret(self.home / "supervisord.conf", supervisor_configuration(self.short_home, programs))
+        write_secret(self.file, stack.model_dump_json(indent=2))
 
     def down(self) -> bool:
         """Stop what `up` started, with all its children, and keep the data; False if nothing ran."""
@@ -303,36 +333,14 @@ class LocalStack:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One `up` or `down` at a time."""
+        """One at a time starts and stops."""
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AccessError(f"The home {self.home} cannot be made: {error.strerror}; set GENMODELS_HOME.") from error
         with open(self.home / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-    def _configure(self) -> None:
-        """Write all files that the programs read: keys at the first time, ports that are free now, configuration."""
-        for folder in ("run", "logs", "s3", "mlflow", "prefect", "ray"):
-            (self.home / folder).mkdir(mode=0o700, exist_ok=True)
-        token = self.home / "ray.token"
-        if not token.exists():
-            write_secret(token, secrets.token_hex(32))
-        before = self.read()
-        ports = choose_ports(before.ports if before else {})
-        stack = Stack(
-            bucket=before.bucket if before else Settings().bucket,
-            s3_access_key=before.s3_access_key if before else secrets.token_hex(10),
-            s3_secret_key=before.s3_secret_key if before else secrets.token_hex(20),
-            s3_endpoint=f"http://{HOST}:{ports['s3']}",
-            mlflow_url=f"http://{HOST}:{ports['mlflow']}",
-            prefect_api_url=f"http://{HOST}:{ports['prefect']}/api",
-            ray_address=f"http://{HOST}:{ports['ray']}",
-            ray_token_path=token,
-            ports=ports,
-        )
-        write_secret(self.home / "s3.json", json.dumps(s3_identities(stack)))
-        write_secret(
-            self.home / "supervisord.conf", supervisor_configuration(self.short_home, services(self.short_home, stack))
-        )
-        write_secret(self.file, stack.model_dump_json(indent=2))
 
     def _launch(self) -> None:
         """Start supervisord in the background; every process below it carries the home it belongs to."""
@@ -357,15 +365,11 @@ class LocalStack:
                     return None
                 time.sleep(0.05)
 
-    def _start(self, supervisor: Any, stack: Stack, names: Sequence[str], on_change: OnChange) -> None:
-        """Start the services side by side and return when all answer."""
+    def _wait(self, supervisor: Any, stack: Stack, names: Sequence[str], on_change: OnChange) -> None:
+        """Return when all of the services answer."""
         began = time.monotonic()
         known = services(self.short_home, stack)
         pending = {name: known[name] for name in names}
-        for name in pending:
-            with suppress(Fault):  # it runs already
-                supervisor.supervisor.startProcess(name, False)
-            on_change(name, "starting", 0.0)
         while pending:
             for name, service in list(pending.items()):
                 seconds = time.monotonic() - began
