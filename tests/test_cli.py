@@ -78,7 +78,6 @@ def test_help_imports_nothing_heavy() -> None:
         (["retrain", "progressive_gan", "-d", "digits", "--preset", "dmo"], "did you mean demo?"),
         (["retrain", "progressive_gan", "-d", "digits", "--set", "latnt=3"], "'latnt'; did you mean latent?"),
         (["retrain", "progressive_gan", "-d", "digits", "--set", "resolution=9"], "'resolution' cannot be 9"),
-        ("'precision' cannot be 'fp8'",),
         (["retrain", "cyclegan", "-d", "digits"], "learns from two unpaired domains"),
         (["train", "nowhere.json"], "The spec nowhere.json cannot be read: No such file or directory"),
         (["train", "-"], "- is not a spec"),
