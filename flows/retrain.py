@@ -32,6 +32,8 @@ from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
 
+DEPLOYMENT = "on-demand"
+
 
 class Outcome(Record):
     """What a retraining came to; the JSON that `genmodels retrain` prints."""
@@ -191,14 +193,11 @@ def _create_flow_run(parameters: dict[str, Any]) -> FlowRun:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.setLevel(logging.CRITICAL)  # the display says it better, and Prefect keeps it
+    deployment = cast(RunnerDeployment, retrain.to_deployment(DEPLOYMENT, entrypoint_type=EntrypointType.MODULE_PATH))
     with get_client(sync_client=True) as client:
-        return client.create_flow_run_from_deployment(deploy(), parameters=parameters, state=Pending())
-
-
-def deploy() -> UUID:
-    """The deployment that runs started by hand belong to."""
-    deployment = retrain.to_deployment("by-hand", entrypoint_type=EntrypointType.MODULE_PATH)
-    return cast(UUID, cast(RunnerDeployment, deployment).apply())
+        return client.create_flow_run_from_deployment(
+            cast(UUID, deployment.apply()), parameters=parameters, state=Pending()
+        )
 
 
 def _training_url(spec: RunSpec) -> str:

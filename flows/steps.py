@@ -13,6 +13,7 @@ from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.context import TaskRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Completed, Failed
@@ -144,15 +145,19 @@ def _follow(job: Job) -> bool:
     """Tell people of a job until it has succeeded; False if the flow run was cancelled, and the job stopped."""
     _announce(job)
     live, logs, watch, cancel_due = Live(job.step, job.spec), _LogRelay(job), watcher.get(), Every(3)
-    for update in job.follow():
-        logs.relay(update.lines)
-        live.update(update.progress)
-        if watch:
-            watch.show(job.step, update.progress)
-        if cancel_due() and _is_cancelled():
-            get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
-            job.stop()
-            return False
+    try:
+        for update in job.follow():
+            logs.relay(update.lines)
+            live.update(update.progress)
+            if watch:
+                watch.show(job.step, update.progress)
+            if cancel_due() and _is_cancelled():
+                get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
+                job.stop()
+                return False
+    except (KeyboardInterrupt, TerminationSignal):
+        job.cluster.stop(job.id)  # at once: a runner calls the hook only when it has loaded the flow again
+        raise
     live.finish()
     return True
 

@@ -27,11 +27,14 @@ RUNNING = {"PENDING", "RUNNING"}
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-RAY_PREFIX = re.compile(r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
-RAY_NOISE = re.compile(
-    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(?:INFO|DEBUG) \w+\.py:\d+ -- "  # Ray's own account of itself
-    r"|^Running entrypoint for job "
-    r"|^\[[\w: ,.\-]*(?:pid|core_worker|raylet)"
+RAY_PREFIX = re.compile(r"\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
+RAY_NOISE = re.compile(  # Ray's own account of itself
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(?:INFO|DEBUG) \w+\.py:\d+ -- "
+    r"|Running entrypoint for job "
+    r"|\(PlacementGroupCleaner "
+    r"|(?:\(\w+ pid=\d+\) )?"
+    r"(?:\[[\d-]+ [\d:,]+ \w \d+ \d+\] \w+\.cc|Requesting resources: |Attempting to start training worker group"
+    r"|Started training worker group|- \(ip=|Setting up process group)"
 )
 
 
@@ -90,6 +93,7 @@ class RayJobs:
             f"{self.url.replace('http', 'ws', 1)}/api/jobs/{job_id}/logs/tail",
             additional_headers={"Authorization": str(self.session.headers.get("Authorization", ""))},
             compression=None,  # Ray's dashboard passes the offer on to its agent, then drops what comes back
+            ping_interval=None,  # a busy dashboard answers late; what is missed is read when the job has ended
             open_timeout=5,
             close_timeout=1,
         )
@@ -276,8 +280,8 @@ class _LogTail:
 
 
 def _readable(lines: list[str]) -> list[str]:
-    clean = (RAY_PREFIX.sub("", ANSI.sub("", line)).rstrip() for line in lines)
-    return [line for line in clean if line and not RAY_NOISE.match(line)]
+    plain = (ANSI.sub("", line).rstrip() for line in lines)
+    return [RAY_PREFIX.sub("", line, count=1) for line in plain if line and not RAY_NOISE.match(line)]
 
 
 def _first_line(text: str | None) -> str:
