@@ -381,10 +381,10 @@ class LocalStack:
                         f"{service.title} did not come up in {seconds:.0f} s; {self.log(name)} ends:\n{end}"
                     )
                 # The port must be its own: another program that took it meanwhile would answer, too.
-                if info["pid"] and listens(info["pid"], stack.ports[name]) and service.answers():
+                if info["pid"] and service.answers() and listens(info["pid"], stack.ports[name]):
                     on_change(name, "running", seconds)
                     del pending[name]
-            time.sleep(0.1)
+            time.sleep(0.2)
 
 
 def state_of(process: dict[str, Any] | None, service: Service) -> State:
