@@ -80,8 +80,7 @@ def find_classifier(
 
     Two who train it at once keep the one that is recorded first.
     """
-    key = f"extractors/classifier-{RECIPE}/{manifest.digest}.json"
-    if record := store().get_record(key, TrainedClassifier):
+    if record := classifier_of(manifest.digest):
         return record
     images, labels = _labelled(manifest, dataset, "train", reals.learnt_from)
     classes = manifest.classes or 2
@@ -95,9 +94,13 @@ def find_classifier(
         accuracy=accuracy(model, *_labelled(manifest, dataset, "test", reals.judged_by)),
     )
     store().put(record.key, weights)
-    if store().put_record(key, record, if_absent=True):
-        return record
-    return find_classifier(manifest, dataset, device, progress)
+    store().put_record(_record_key(manifest.digest), record, if_absent=True)
+    return classifier_of(manifest.digest) or record
+
+
+def classifier_of(dataset_digest: str) -> TrainedClassifier | None:
+    """The classifier of a data set, if one was trained."""
+    return store().get_record(_record_key(dataset_digest), TrainedClassifier)
 
 
 def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
@@ -112,12 +115,13 @@ def classifier_extractor(classifier: TrainedClassifier, device: torch.device) ->
 
 
 def inception_extractor(device: torch.device) -> Extractor:
-    """The network of published FIDs, (N, 2048), with the weights that are in the object store."""
+    """The network of published FIDs, (N, 2048); raises DataError if the weights in the object store are not those."""
+    path, _ = fetch(INCEPTION)
     return Extractor(
         name="inception",
         digest=str(INCEPTION.sha256),
         resize=f"bilinear to {inception.INPUT_PIXELS}x{inception.INPUT_PIXELS} with aligned corners, as TensorFlow 1",
-        network=Inception(store().get(f"raw/{INCEPTION.sha256}")).to(device),
+        network=Inception(path.read_bytes()).to(device),
         device=device,
     )
 
@@ -151,6 +155,10 @@ def held_out_features(extractor: Extractor, images: Tensor) -> Tensor:
     features = extractor(images)
     store().put(key, safetensors.torch.save({"features": features}))
     return features
+
+
+def _record_key(dataset_digest: str) -> str:
+    return f"extractors/classifier-{RECIPE}/{dataset_digest}.json"
 
 
 def _labelled(

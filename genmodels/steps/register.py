@@ -8,6 +8,7 @@ from typing import Any
 
 from genmodels.data.manifest import open_dataset
 from genmodels.errors import SpecError
+from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
 from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport
@@ -15,7 +16,7 @@ from genmodels.steps.reports import load_report, report_key, save_report
 from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
-from genmodels.tracking.registry import Registry
+from genmodels.tracking.registry import Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, find_run, open_run
 
@@ -42,23 +43,17 @@ def register(spec: RunSpec) -> RegisterReport:
     _log_pictures(run_id, evaluation, trained.images_shown, server)
 
     registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
-    run_tags = server.get("runs/get", run_id=run_id)["run"]["data"]["tags"]
-    facts = _tag(model, "export")
     version = registry.add(
         name,
         model_id=model["model_id"],
         run_id=run_id,
-        tags={
-            **{tag["key"]: tag["value"] for tag in run_tags if not tag["key"].startswith("mlflow.")},
-            **{f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics},
-            "evaluation": store().uri(report_key("evaluate", spec)),
-            "weights_sha256": trained.weights_digest,
-            "export": facts,
-        },
-        description=describe(spec, evaluation, trained, json.loads(facts), run_id),
+        tags=_traces(run_id, server)
+        | {f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics},
+        description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
     registry.set_alias(name, "challenger", version.version)
+    _register_classifier(spec)
     report = RegisterReport(
         run_key=spec.run_key,
         name=name,
@@ -69,6 +64,22 @@ def register(spec: RunSpec) -> RegisterReport:
     )
     save_report("register", spec, report)
     return report
+
+
+def _register_classifier(spec: RunSpec) -> None:
+    """What the evaluation's `fid_classifier` looked through, where it trained one."""
+    if classifier := classifier_of(str(spec.dataset_digest)):
+        facts = classifier.model_dump(include={"resolution", "channels", "classes", "accuracy"})
+        digest = str(spec.dataset_digest)
+        with packaging.TRACING:
+            register_extractor(classifier.load(), dataset=spec.dataset_name, dataset_digest=digest, **facts)
+
+
+def _traces(run_id: str, server: TrackingServer) -> dict[str, str]:
+    """The tags of the run that lead from a version back to what made it: data, code, flow run, Ray job."""
+    tags = {tag["key"]: tag["value"] for tag in server.get("runs/get", run_id=run_id)["run"]["data"]["tags"]}
+    names = ("run_key", "dataset_digest", "code_version", "commit", "seed")
+    return {key: value for key, value in tags.items() if key in names or value.startswith("http")}
 
 
 def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, 
             name=f"{spec.model}-{spec.dataset_name}",
             experiment=spec.dataset_name,
             run_id=run_id,
-            tags={"run_key": spec.run_key, "export": json.dumps(facts)},
+            tags={"run_key": spec.run_key, "evaluation": store().uri(report_key("evaluate", spec))},
         )
     model = _logged_model(run_id, server)
     assert model, "the model that was logged is among the run's outputs"
@@ -109,12 +120,8 @@ def _log_metrics(
 ) -> None:
     """Of the run and of the model, so that MLflow can rank models. The time is the model's, not now: MLflow keeps
     equal values once, so that a second attempt doubles none."""
-    values = {}
-    for metric in evaluation.metrics:
-        name = f"evaluation/{metric.name}"
-        values |= {name: metric.value, f"{name}.low": metric.low, f"{name}.high": metric.high}
-        values |= {f"{name}.floor": metric.floor, f"{name}.untrained": metric.untrained}
-        values[f"gap_closed/{metric.name}"] = metric.gap_closed
+    values = {f"evaluation/{metric.name}": metric.value for metric in evaluation.metrics}
+    values |= {f"gap_closed/{metric.name}": metric.gap_closed for metric in evaluation.metrics}
     common = {"timestamp": model["creation_timestamp_ms"], "step": images_shown, "model_id": model["model_id"]}
     metrics = [{"key": key, "value": value, **common} for key, value in values.items() if value is not None]
     server.post("runs/log-batch", run_id=model["source_run_id"], metrics=metrics)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from genmodels.tracking import exported_model
 from genmodels.tracking.exported_model import load_program
 
 DRAWS: dict[Any, str] = {torch.randn: "randn", torch.rand: "rand"}
-TRACING = threading.Lock()  # torch traces for one thread at a time
+TRACING = threading.RLock()  # while torch traces, no other thread may trace or build a module
 
 
 def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int, folder: Path) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def log(
     run_id: str | None = None,
 ) -> str:
     """Log an exported folder as an MLflow model, of that run if there is one; returns the model's id. MLflow runs a
-    copy of `exported_model.py`, which looks for the folder by the name `export`."""
+    copy of `exported_model.py`, which looks for the folder by the name `export`. What was exported, with the SHA-256 of
+    each program, is the model's tag `export`."""
     with mlflow_client() as mlflow:
         mlflow.set_experiment(experiment)
         signature, example = _signature(facts)
@@ -92,7 +94,7 @@ def log(
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
             metadata=facts,
             model_type=facts["kind"],
-            tags=dict(tags),
+            tags={**tags, "export": json.dumps(facts)},
         )
     return info.model_id
 
@@ -102,10 +104,12 @@ def mlflow_client() -> Iterator[Any]:
     """The `mlflow` module, imported when it is needed and pointed at the settings' server, with our errors."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 take four minutes
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     import mlflow
     import mlflow.pyfunc
 
+    logging.getLogger("mlflow").setLevel(
+        logging.ERROR
+    )  # it warns that there is no pip in the environment, and the like
     mlflow.set_tracking_uri(settings().mlflow_url)
     try:
         yield mlflow

@@ -4,33 +4,11 @@ import io
 
 import pytest
 import torch
+from inception_weights import random_weights
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from genmodels.evaluation import inception
-
-
-@pytest.fixture(scope="module")
-def weights() -> bytes:
-    """A file like the published one, with random weights of a size that keeps activations of order one."""
-    with torch.device("meta"):
-        network = inception.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, tensor in network.state_dict().items():
-        shape = tensor.shape
-        if name.endswith("running_var"):
-            state[name] = torch.rand(shape, generator=generator) + 0.5
-        elif name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(0)
-        else:
-            fan_in = max(1, torch.Size(shape[1:]).numel())
-            state[name] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-            if name.endswith("bn.weight"):
-                state[name] = torch.rand(shape, generator=generator) + 0.5
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("size", [32, 64, 299, 400])
@@ -40,7 +18,8 @@ def test_the_resize_is_tensorflows(size):
     torch.testing.assert_close(inception._prepared(images), (expected - 128) / 128, rtol=0, atol=5e-5)
 
 
-def test_the_features_are_torch_fidelitys(weights, tmp_path):
+def test_the_features_are_torch_fidelitys(tmp_path):
+    weights = random_weights()
     path = tmp_path / "weights.pth"
     path.write_bytes(weights)
     reference = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))

@@ -1,5 +1,6 @@
 """Evaluating on the real object store: digits and photographs, models with known places between floor and ceiling."""
 
+import hashlib
 import io
 import math
 
@@ -7,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 from finished_run import finished_run
+from inception_weights import random_weights
 from PIL import Image
 
 from genmodels.data.manifest import open_dataset
+from genmodels.errors import DataError
 from genmodels.evaluation import extractors
-from genmodels.evaluation.extractors import find_classifier
+from genmodels.evaluation.extractors import INCEPTION, find_classifier
 from genmodels.settings import Settings
 from genmodels.spec import RunSpec
 from genmodels.steps import evaluate as step
 from genmodels.steps.evaluate import evaluate
+from genmodels.steps.register import register
 from genmodels.steps.reports import read_progress, report_key
 from genmodels.storage.objects import MissingObject, store
+from genmodels.tracking.registry import Registry
 
 
 def unjudged(*what: str, seed: int) -> RunSpec:
@@ -127,3 +132,34 @@ def test_what_is_not_trained_is_not_judged(s3: Settings):
     store().delete([f"runs/{spec.run_key}/weights.safetensors"])
     with pytest.raises(MissingObject):
         evaluate(spec)
+
+
+def test_the_classifier_is_registered_with_the_model(tracking: Settings):
+    spec = unjudged("progressive_gan", "digits", seed=306)
+    evaluate(spec)
+    register(spec)
+    version = Registry().find("models:/classifier.digits/1")
+    classifier = extractors.classifier_of(str(spec.dataset_digest))
+    assert classifier and version.tags["accuracy"] == f"{classifier.accuracy:.4f}"
+    assert version.tags["dataset_digest"] == spec.dataset_digest
+
+
+def test_inception_judges_colour_images_once_its_weights_are_there(s3: Settings, monkeypatch):
+    """Weights of the right form in the place of the published ones, which are not to be had here."""
+    spec = unjudged("cyclegan", "photos", "resolution=32", "residual_blocks=1", "generator_channels=8", seed=307)
+    weights = random_weights()
+    published = INCEPTION.model_copy(update={"sha256": hashlib.sha256(weights).hexdigest()})
+    monkeypatch.setattr(extractors, "INCEPTION", published)
+    manifest, _ = open_dataset("photos", str(spec.dataset_digest))
+    assert "python -m genmodels.evaluation.extractors" in (extractors.why_no_inception(manifest) or "")
+    store().put(f"raw/{published.sha256}", b"something else")
+    with pytest.raises(DataError, match="SHA-256"):
+        extractors.inception_extractor(torch.device("cpu"))
+    store().put(f"raw/{published.sha256}", weights)
+    assert extractors.why_no_inception(manifest) is None
+    extractor = extractors.inception_extractor(torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    features = extractors.held_out_features(extractor, images)
+    assert features.shape == (2, 2048)
+    monkeypatch.setattr(extractors.Extractor, "__call__", pytest.fail)
+    assert torch.equal(extractors.held_out_features(extractor, images), features)  # kept
