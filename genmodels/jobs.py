@@ -14,6 +14,8 @@ from itertools import count
 
 import requests
 from pydantic import BaseModel
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
@@ -61,6 +63,9 @@ class RayJobs:
     def __init__(self) -> None:
         self.url = settings().ray_address.rstrip("/")
         self.session = requests.Session()
+        # All requests may be repeated: a job's id admits one job, and ending a job twice is no error.
+        retry = Retry(total=3, backoff_factor=0.2, status_forcelist=[502, 503, 504], allowed_methods=None)
+        self.session.mount("http", HTTPAdapter(max_retries=retry))
         if path := settings().ray_token_path:
             self.session.headers["Authorization"] = f"Bearer {path.read_text().strip()}"
 

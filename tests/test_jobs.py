@@ -1,0 +1,203 @@
+"""Steps as Ray jobs, on a real Ray cluster."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
+from genmodels.jobs import Job, RayJobs, attach_or_submit, latest_job
+from genmodels.settings import Settings
+from genmodels.spec import PrepareReport, RunSpec
+from genmodels.steps.prepare import prepare
+from genmodels.steps.reports import load_report
+from genmodels.steps.resolve import resolve
+
+
+@pytest.fixture
+def pictures(stack: Settings, tmp_path: Path) -> RunSpec:
+    """The spec of a run on a folder of the test's own, so that nobody has prepared it before."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return resolve("progressive_gan", f"folder:{folder}", overrides=["resolution=8"])
+
+
+def job_running(command: str, spec: RunSpec, attempt: int = 1) -> Job:
+    """A job under the id of a step that runs some other command."""
+    job = Job("prepare", spec, attempt, RayJobs())
+    job.cluster.submit(job.id, command, {})
+    return job
+
+
+def lines_of(job: Job) -> list[str]:
+    return [line for update in job.follow() for line in update.lines]
+
+
+def test_two_submitters_at_once_have_one_job(stack: Settings, pictures: RunSpec):
+    links = {"prefect_flow_run": "http://127.0.0.1/runs/1"}
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(pool.map(lambda _: attach_or_submit("prepare", pictures, links=links), range(4)))
+    assert {job.id for job in jobs} == {jobs[0].id}
+    lines = lines_of(jobs[0])
+    report = load_report("prepare", pictures, PrepareReport)
+    assert report
+    assert sum(report.rows.values()) == 16
+    assert lines[-1] == report.model_dump_json()
+    assert not [line for line in lines if "Runtime env" in line or "Running entrypoint" in line]
+    assert attach_or_submit("prepare", pictures).id == jobs[0].id, "a job that has left its report is not done again"
+
+    known = jobs[0].cluster.session.get(f"{jobs[0].cluster.url}/api/jobs/{jobs[0].id}").text
+    assert links["prefect_flow_run"] in known
+    assert stack.ray_token_path
+    for secret in (stack.s3_secret_key.get_secret_value(), stack.ray_token_path.read_text().strip()):
+        assert secret not in known + jobs[0].cluster.log(jobs[0].id)
+
+
+def test_a_steps_error_arrives_as_its_own_sentence(pictures: RunSpec):
+    for path in Path(pictures.dataset.removeprefix("folder:")).iterdir():
+        path.write_bytes(b"not a picture")
+    with pytest.raises(DataError) as here:
+        prepare(pictures)
+    job = attach_or_submit("prepare", pictures)
+    with pytest.raises(DataError) as raised:
+        lines_of(job)
+    assert str(raised.value) == str(here.value)
+    again = latest_job("prepare", pictures)
+    assert again
+    assert again.id == job.id
+    assert attach_or_submit("prepare", pictures).id == Job("prepare", pictures, 2, job.cluster).id
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "words"),
+    [
+        ("kill -9 $$", UnavailableError, "killed by signal 9"),
+        ("echo first; echo last words; exit 75", UnavailableError, "last words"),
+        ("echo RuntimeError: odd; exit 1", GenmodelsError, "RuntimeError: odd"),
+    ],
+)
+def test_an_end_without_a_word_is_told_by_the_exit_code(
+    pictures: RunSpec, command: str, kind: type[GenmodelsError], words: str
+):
+    with pytest.raises(kind, match=words) as raised:
+        lines_of(job_running(command, pictures))
+    assert raised.value.transient == (kind is UnavailableError)
+
+
+def test_a_stopped_job_is_an_error_that_does_not_pass(pictures: RunSpec):
+    job = job_running("sleep 300", pictures)
+    following = job.follow()
+    next(following)
+    job.stop()
+    with pytest.raises(GenmodelsError, match="was stopped; run it again") as raised:
+        list(following)
+    assert not raised.value.transient
+
+
+class Line:
+    """A network line to a server that can be cut."""
+
+    def __init__(self, address: str):
+        self._target = (urlsplit(address).hostname, urlsplit(address).port)
+        self._open = threading.Event()
+        self._open.set()
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self) -> None:
+        """Every connection ends, and new ones end as soon as they are made."""
+        self._open.clear()
+        for end in self._sockets:
+            end.close()
+        self._sockets.clear()
+
+    def mend(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._open.is_set():
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._sockets += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            end.close()
+
+
+@pytest.fixture
+def line(stack: Settings) -> Iterator[Line]:
+    line = Line(stack.ray_address)
+    yield line
+    line.close()
+
+
+def test_every_line_of_a_log_comes_once_over_a_network_that_breaks(pictures: RunSpec, line: Line):
+    job = job_running("for i in $(seq 300); do echo line $i; sleep 0.02; done", pictures)
+    job.cluster.url = line.url
+    lines: list[str] = []
+    cuts = 0
+    for update in job.follow(interval_seconds=0.2):
+        lines += update.lines
+        if len(lines) > 30 * (cuts + 1) and cuts < 3:
+            line.cut()
+            threading.Timer(0.5, line.mend).start()
+            cuts += 1
+    assert cuts
+    assert lines == [f"line {i}" for i in range(1, 301)]
+
+
+def test_a_cluster_that_stays_away_is_given_up(pictures: RunSpec, line: Line):
+    job = job_running("sleep 300", pictures)
+    job.cluster.url = line.url
+    following = job.follow(patience_seconds=1)
+    next(following)
+    line.cut()
+    with pytest.raises(UnavailableError, match="does not answer"):
+        list(following)
+    line.mend()
+    job.stop()
+
+
+def test_a_cluster_that_has_forgotten_the_job_is_an_error_that_passes(pictures: RunSpec):
+    job = Job("prepare", pictures, 1, RayJobs())
+    with pytest.raises(UnavailableError, match="lost job"):
+        list(job.follow())
+
+
+def test_a_wrong_token_is_refused_in_one_sentence(stack: Settings):
+    cluster = RayJobs()
+    cluster.session.headers["Authorization"] = "Bearer 0000"
+    started = time.monotonic()
+    with pytest.raises(AccessError, match="GENMODELS_RAY_TOKEN_PATH"):
+        cluster.info("any")
+    assert time.monotonic() - started < 30, "a refusal is no reason to try again"
