@@ -1,6 +1,7 @@
 """The `genmodels` command. Every command imports what it needs when it runs, so that help is immediate."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -257,12 +258,13 @@ def sample(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("grid.png"),
 ) -> None:
     """Draw images from a registered model into one picture."""
-    from genmodels.pictures import grid, save
+    from genmodels.evaluation.pictures import grid
+    from genmodels.pictures import save
     from genmodels.terminal import console, working
     from genmodels.tracking.registry import sample
 
     with working(f"sampling {model_uri}"):
-        save(grid(sample(model_uri, n, seed=seed)), out)
+        save(grid(sample(model_uri, n, seed=seed), columns=math.ceil(math.sqrt(n))), out)
     console.print(f"{n} images of {model_uri} are in {out}.")
 
 

@@ -1,6 +1,5 @@
 """Picture files in and out of the command: sample grids, and images to be translated."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,17 +11,6 @@ from genmodels.errors import AccessError, DataError
 from genmodels.settings import settings
 from genmodels.storage.objects import store
 from genmodels.tracking import registry
-
-
-def grid(images: np.ndarray) -> np.ndarray:
-    """(n, H, W, C) uint8 as one picture of about as many rows as columns, (rows * H, columns * W, C)."""
-    n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
-    sheet[:n] = images
-    sheet = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return sheet.reshape(rows * height, columns * width, channels)
 
 
 def save(image: np.ndarray, path: Path) -> None:

@@ -29,15 +29,15 @@ class Record(BaseModel):
 class TrainingSpec(Record):
     """How the engine runs a model; the model's own numbers (networks, losses, budget) are in its config."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast dtype of the losses; penalties stay fp32")
-    channels_last: bool = Field(False, description="memory layout of images and convolution weights")
-    accumulation: int = Field(1, ge=1, description="micro-batches per update; the batch is unchanged")
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of an update's gradient")
-    max_rollbacks: int = Field(3, ge=0, description="returns to the last good checkpoint before a non-finite loss fails")
-    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints; stage ends always write one")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best")
-    log_seconds: float = Field(2.0, gt=0, description="time between progress reports")
-    sample_images: int = Field(0, ge=0, description="images shown between sample grids; 0 makes 20 grids a run")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the losses; penalties stay fp32")
+    channels_last: bool = Field(default=False, description="memory layout of images and convolution weights")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches per update; the batch is unchanged")
+    gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of an update's gradient")
+    max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before a non-finite loss fails")
+    checkpoint_seconds: float = Field(default=60.0, gt=0, description="between checkpoints; stage ends write one too")
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept besides the best")
+    log_seconds: float = Field(default=2.0, gt=0, description="time between progress reports")
+    sample_images: int = Field(default=0, ge=0, description="images shown between sample grids; 0 makes 20 grids a run")
 
     def numerics(self) -> dict[str, Any]:
         """The fields that change the weights, and so belong to the run's key."""
@@ -52,10 +52,10 @@ class RunSpec(Record):
     preset: str = "demo"
     config: dict[str, Any] = Field(description="the model's whole config, presets and overrides applied")
     training: TrainingSpec = TrainingSpec()
-    seed: int = Field(0, ge=0, lt=2**31)
-    workers: int = Field(1, ge=1, description="data-parallel workers; the result does not depend on it beyond rounding")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    workers: int = Field(default=1, ge=1, description="data-parallel; they change the result by rounding only")
     code_version: str = Field(description="digest of the sources that make the weights")
-    dataset_digest: str | None = Field(None, description="set once the data are prepared")
+    dataset_digest: str | None = Field(default=None, description="set once the data are prepared")
 
     @property
     def dataset_name(self) -> str:
@@ -139,7 +139,9 @@ class EvaluationReport(Record):
     metrics: list[Metric]
     protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
     pictures: dict[str, str] = Field(description="address of each picture, by name")
-    not_offered: dict[str, str] = Field(default_factory=dict, description="why a feature extractor was not used, by name")
+    not_offered: dict[str, str] = Field(
+        default_factory=dict, description="why a feature extractor was not used, by name"
+    )
     seconds: float
 
     def metric(self, name: str) -> Metric:

@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from genmodels.data.loader import Loader
 from genmodels.models import build
 from genmodels.models.base import DataInfo
 from genmodels.spec import TrainingSpec
 from genmodels.training.bench import random_data
 from genmodels.training.engine import Engine
-from genmodels.data.loader import Loader
 from genmodels.training.workers import Workers
 
 Gradients = dict[str, list[Tensor]]
@@ -24,7 +24,9 @@ def gradients(model: str, config: dict[str, Any], steps: int, **training: Any) -
     place = {"seed": 0, "rank": workers.rank, "size": workers.size}
     engine = Engine(
         network,
-        lambda stage: Loader(random_data(stage.inputs, data.channels, data.classes), stage.inputs, stage.batch_images, **place),
+        lambda stage: Loader(
+            random_data(stage.inputs, data.channels, data.classes), stage.inputs, stage.batch_images, **place
+        ),
         training=TrainingSpec(**training),
         workers=workers,
     )

@@ -89,9 +89,7 @@ def images(rows: int = 50) -> Dataset:
 def batches(workers: Workers, seed: int = 0):
     """What the engine asks for its batches."""
     data = images()
-    return lambda stage: Loader(
-        data, stage.inputs, stage.batch_images, seed=seed, rank=workers.rank, size=workers.size
-    )
+    return lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=seed, rank=workers.rank, size=workers.size)
 
 
 def flat(state: dict[str, Tensor]) -> Tensor:

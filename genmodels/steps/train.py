@@ -5,21 +5,22 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torchvision.utils import make_grid
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.data.manifest import Manifest, open_dataset
 from genmodels.errors import GenmodelsError
 from genmodels.evaluation.bootstrap import mean
+from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.pictures import grid
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
 from genmodels.jobs import this_job
 from genmodels.models import build
@@ -37,15 +38,14 @@ from genmodels.steps.reports import (
     save_report,
 )
 from genmodels.storage.objects import store
-from genmodels.tracking.runs import MetricsQueue, open_run
+from genmodels.tracking.runs import MetricsQueue, RunStatus, open_run, queue_folder
 from genmodels.training.checkpoints import Checkpoints
 from genmodels.training.engine import Engine
 from genmodels.training.loop import train as train_engine
 from genmodels.training.workers import Workers
 
 GRID_IMAGES = 64
-GRID_ROWS = 8
-GRID_PIXELS = 512
+GRID_COLUMNS = 8
 SCORE_IMAGES = 256
 
 
@@ -158,15 +158,14 @@ class Watch:
         self._progress = ProgressWriter(progress_key("train", spec))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="watch")
         counts = {
-            f"parameters.{name}": sum(p.numel() for p in network.parameters())
-            for name, network in engine.model.networks().items()
+            name: sum(p.numel() for p in network.parameters()) for name, network in engine.model.networks().items()
         }
-        self._queue = self._background.submit(self._open, links, counts)
+        self._queue = MetricsQueue(partial(open_run, spec, tags=links, parameters=counts), queue_folder(spec))
 
     @property
-    def run_id(self) -> str:
-        """The MLflow run's."""
-        return self._queue.result().run_id
+    def run_id(self) -> str | None:
+        """The MLflow run's, if MLflow has answered."""
+        return self._queue.run_id
 
     def progress(self, engine: Engine, losses: Mapping[str, float], images_per_second: float) -> None:
         """To the object store for the one who follows, and to MLflow."""
@@ -182,15 +181,14 @@ class Watch:
         self._progress(self._latest)
         rates = {"train/images_per_second": images_per_second, "train/stage": float(engine.position.stage)}
         values = {f"loss/{name}": value for name, value in losses.items()} | rates
-        images = engine.position.images
-        self._background.submit(lambda: self._queue.result().log(values, images))
+        self._queue.log(values, engine.position.images)
 
     def samples(self, engine: Engine) -> None:
         """A grid from the same latents, or of the same held-out images, every time."""
         with engine.evaluating() as model, torch.no_grad():
-            grid = _grid(model, self._held_out(engine))
+            sheet = _sheet(model, self._held_out(engine))
         images = engine.position.images
-        self._background.submit(self._store_grid, grid, images)
+        self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
         """Sliced Wasserstein distance of a few images to held-out ones."""
@@ -198,24 +196,21 @@ class Watch:
         scores = []
         with engine.evaluating() as model, torch.no_grad():
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
-                distances = sliced_wasserstein(real[: len(made)].cpu(), made.cpu(), generator=generator)
+                distances = sliced_wasserstein(real[: len(made)].cpu(), made.cpu(), generator=generator, replicates=0)
                 scores.append(mean(list(distances.values())).value)
         return sum(scores) / len(scores) if scores else None
 
-    def close(self, status: str) -> None:
+    def close(self, status: RunStatus) -> None:
         """Delivers what is on its way."""
         self._background.shutdown(wait=True)
         self._progress.close(self._latest)
-        self._queue.result().close(status)
+        self._queue.close(status)
 
-    def _open(self, links: Mapping[str, str], counts: Mapping[str, int]) -> MetricsQueue:
-        return MetricsQueue(open_run(self.spec, tags=links, parameters=counts), settings().cache / "mlflow")
-
-    def _store_grid(self, grid: np.ndarray, images: int) -> None:
+    def _store_grid(self, sheet: np.ndarray, images: int) -> None:
         png = io.BytesIO()
-        Image.fromarray(grid).save(png, "PNG")
+        Image.fromarray(sheet.squeeze()).save(png, "PNG")
         store().put(f"{folder('train', self.spec)}/samples/{images:012d}.png", png.getvalue(), content_type="image/png")
-        self._queue.result().image("samples", grid, images)
+        self._queue.image("samples", sheet, images)
 
     def _held_out(self, engine: Engine) -> dict[str, torch.Tensor]:
         """Held-out images by domain, at the present resolution, in [-1, 1]; the only domain of an image set is ''."""
@@ -240,7 +235,7 @@ def _made(
             yield held_out[target], model.translate(sources, target)
 
 
-def _grid(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.ndarray:
+def _sheet(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.ndarray:
     """Samples from fixed latents; or for each direction a row of held-out images above their translations."""
     if isinstance(model, Samples):
         generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
@@ -249,13 +244,10 @@ def _grid(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.nd
         assert isinstance(model, Translates)
         rows = []
         for source, target in permutations(model.domains, 2):
-            sources = held_out[source][:GRID_ROWS]
+            sources = held_out[source][:GRID_COLUMNS]
             rows += [sources, model.translate(sources, target)]
         images = torch.cat(rows)
-    zoom = max(1, GRID_PIXELS // (GRID_ROWS * images.shape[-1]))
-    images = F.interpolate(images.float(), scale_factor=zoom, mode="nearest")
-    grid = make_grid(images, nrow=GRID_ROWS, padding=2, normalize=True, value_range=(-1, 1), pad_value=1.0)
-    return grid.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return grid(as_bytes(images).permute(0, 2, 3, 1).cpu().numpy(), GRID_COLUMNS)
 
 
 def _weights_key(spec: RunSpec) -> str:

@@ -30,7 +30,7 @@ class WeightAverage:
         half_life = min(self._ema.half_life_images, max(self._ema.ramp_up * images, 1e-8))
         decay = 0.5 ** (batch_images / half_life)
         averages = [self.average[name] for name in self._live]
-        torch._foreach_lerp_(averages, list(self._live.values()), 1.0 - decay)
+        torch._foreach_lerp_(averages, list(self._live.values()), 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for name, live in self._live_buffers.items():
             self.average[name].copy_(live)
 

@@ -24,7 +24,9 @@ COLLECTIVE_SECONDS = 120
 PLACEMENT_SECONDS = 600
 
 
-def run_workers(work: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, settings: Settings) -> None:
+def run_workers(
+    work: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, settings: Settings
+) -> None:
     """Runs `work(config)` in `workers` processes of one torch process group, gloo on CPUs and NCCL on GPUs.
 
     A worker that raises or dies takes the group down; it is started again, and `work` continues from its checkpoint.

@@ -1,4 +1,4 @@
-"""Random draws that depend on the seed, the step, the update, the order of the calls and the global row, on nothing else.
+"""Random draws that depend on the seed, the step, the update, the order of the calls and the global row alone.
 
 Each draw seeds a generator from those numbers, makes the tensor of the whole global batch and keeps the rows of
 this worker and micro-batch. Any number of workers or micro-batches therefore trains on the same noise, and a

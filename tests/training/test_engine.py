@@ -119,7 +119,7 @@ def test_micro_batches_make_the_gradient_of_the_whole_batch(accumulation: int):
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_name():
-    with pytest.raises(SpecError, match="batch of 8 images in stage first .* multiple of 3"):
+    with pytest.raises(SpecError, match=r"batch of 8 images in stage first .* multiple of 3"):
         engine(accumulation=3)
 
 
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_applied():
     for _ in range(5):
         run.step()
     before = flat(run.model.state_dict())
-    with pytest.raises(NonFiniteLoss, match="critic update's 'penalty' is not finite in stage first after 40 images"):
+    with pytest.raises(NonFiniteLoss, match=r"critic update's 'penalty' is not finite in stage first after 40 images"):
         run.step()
     assert torch.equal(flat(run.model.state_dict()), before)
 

@@ -69,9 +69,7 @@ def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints):
         checkpoints.save({"engine": run.state_dict(), "seconds": 1.0, "restarts": 0}, images, abs(images - 160.0))
         checkpoints.wait()
     assert objects(checkpoints) == [f"{images:012d}.pt" for images in (160, 240, 320)]
-    assert store().get_record(checkpoints._best_key, Best) == Best(
-        key=f"{checkpoints._folder}{160:012d}.pt", score=0.0
-    )
+    assert store().get_record(checkpoints._best_key, Best) == Best(key=f"{checkpoints._folder}{160:012d}.pt", score=0.0)
 
 
 def test_a_damaged_checkpoint_is_passed_over(checkpoints: Checkpoints):

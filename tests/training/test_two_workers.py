@@ -47,7 +47,7 @@ def test_two_workers_make_the_gradients_of_one(case: str, workers: list[dict[str
     alone = gradients(*CASES[case], STEPS)
     for step in range(STEPS):
         for update, expected in alone[step].items():
-            for ours, theirs, want in zip(first[step][update], second[step][update], expected, strict=True):
+            for ours, theirs in zip(first[step][update], second[step][update], strict=True):
                 assert torch.equal(ours, theirs), "the workers disagree"
             together, whole = (torch.cat([g.flatten() for g in each]) for each in (first[step][update], expected))
             # Later steps start from weights that rounding has already set apart; Adam turns 1e-7 into more than 1e-5.
