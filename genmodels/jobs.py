@@ -236,9 +236,10 @@ def stop_job(job_id: str) -> None:
 
 
 def this_job() -> dict[str, str]:
-    """What the Ray job that this process belongs to was submitted with: step, model, dataset, run_key, ray_job (its
-    page) and the `links` of `attach_or_submit`; nothing outside a job."""
-    return json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
+    """Addresses that belong to the Ray job of this process, by name: its own page as `ray_job`, and the `links` that it
+    was submitted with; nothing outside a job."""
+    metadata = json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
+    return {name: value for name, value in metadata.items() if value.startswith("http")}
 
 
 def _is_done(info: JobInfo, step: str, spec: RunSpec) -> bool:

@@ -1,0 +1,293 @@
+"""The flow on the real stack, started as people start it, and Prefect's pages in a real browser."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from genmodels.jobs import RayJobs, latest_job
+from genmodels.settings import Settings
+from genmodels.spec import PrepareReport, Progress, RunSpec
+from genmodels.steps.reports import folder, load_report, read_progress, report_key
+from genmodels.steps.resolve import resolve
+from genmodels.storage.objects import store
+
+T = TypeVar("T")
+TINY = ["fmap_max=8", "latent=8", "fade_images=128", "stable_images=256", "final_images=1024"]
+ENDLESS = ["fmap_max=8", "latent=8", "stable_images=256", "final_images=100000000", "training.checkpoint_seconds=1"]
+STEPS = ["prepare digits", "train progressive_gan", "evaluate progressive_gan", "register progressive_gan"]
+CHROMIUM = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+
+
+def started(*arguments: str, overrides: list[str]) -> subprocess.Popen[str]:
+    """`genmodels retrain progressive_gan --dataset digits --json` in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "genmodels",
+        "retrain",
+        "progressive_gan",
+        "--dataset",
+        "digits",
+        "--json",
+        *arguments,
+    ]
+    command += [part for override in overrides for part in ("--set", override)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The JSON that the command ends with."""
+    output, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
+
+
+def wait_for(condition: Callable[[], T | None], seconds: float = 120) -> T:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.25)
+    raise AssertionError(f"waited {seconds} s in vain")
+
+
+def wait_for_progress(spec: RunSpec, condition: Callable[[Progress], bool]) -> Progress:
+    def found() -> Progress | None:
+        progress = read_progress("train", spec)
+        return progress if progress and condition(progress) else None
+
+    return wait_for(found)
+
+
+def prefect(stack: Settings, path: str, **query: Any) -> Any:
+    """Prefect's answer: to a filter if there is a query."""
+    url = f"{stack.prefect_api_url}/{path}"
+    answer = requests.post(url, json=query, timeout=30) if query else requests.get(url, timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def flow_run_id(outcome: dict[str, Any]) -> str:
+    return outcome["addresses"]["prefect"].rpartition("/")[2]
+
+
+def of_run(run_id: str) -> dict[str, Any]:
+    return {"flow_runs": {"id": {"any_": [run_id]}}}
+
+
+def states(stack: Settings, run_id: str) -> dict[str, str]:
+    """The name of each task's state, by the task's name."""
+    return {task["name"]: task["state"]["name"] for task in prefect(stack, "task_runs/filter", **of_run(run_id))}
+
+
+def artifacts(stack: Settings, run_id: str) -> dict[str, dict[str, Any]]:
+    return {artifact["key"]: artifact for artifact in prefect(stack, "artifacts/filter", **of_run(run_id))}
+
+
+def ray_jobs() -> list[str]:
+    cluster = RayJobs()
+    return [
+        job["submission_id"] for job in cluster.session.get(f"{cluster.url}/api/jobs/").json() if job["submission_id"]
+    ]
+
+
+def bound(overrides: list[str], seed: int) -> RunSpec:
+    """The spec that the command makes, once the data are prepared."""
+    spec = resolve("progressive_gan", "digits", overrides=overrides, seed=seed)
+    report = load_report("prepare", spec, PrepareReport)
+    assert report
+    return spec.with_dataset(report.dataset_digest)
+
+
+@pytest.fixture(scope="module")
+def outcome(stack: Settings) -> dict[str, Any]:
+    """A whole tiny run."""
+    return ended(started("--workers", "2", overrides=TINY))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("the browser tests need Debian's chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM.split(), "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    yield page
+    page.close()
+
+
+def test_a_run_ends_with_a_champion_and_says_where_everything_is(stack: Settings, outcome: dict[str, Any]):
+    assert outcome["model_uri"] == f"models:/progressive_gan.digits/{outcome['version']}"
+    assert "champion" in outcome["aliases"]
+    assert set(outcome["seconds"]) == {"prepare", "train", "evaluate", "register", "promote"}
+    primary = outcome["metrics"]["sliced_wasserstein"]
+    assert primary["low"] <= primary["value"] <= primary["high"]
+    assert store().exists(f"runs/{outcome['run_key']}/weights.safetensors")
+    assert all(store().read(address) for address in outcome["pictures"].values())
+
+    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2]
+    run = requests.get(f"{stack.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
+    tags = {tag["key"]: tag["value"] for tag in run["run"]["data"]["tags"]}
+    assert tags["run_key"] == outcome["run_key"]
+    assert tags["prefect_flow_run"] == outcome["addresses"]["prefect"]
+    assert tags["ray_job"] == outcome["addresses"]["ray"]
+    assert outcome["addresses"]["ray"].rpartition("/")[2] in ray_jobs()
+    assert prefect(stack, f"flow_runs/{flow_run_id(outcome)}")["name"].startswith("retrain-progressive_gan-digits-2")
+
+
+def test_what_is_done_is_not_done_again_and_what_is_gone_is(stack: Settings, outcome: dict[str, Any]):
+    spec = RunSpec.model_validate_json(store().get(f"runs/{outcome['run_key']}/spec.json"))
+    jobs = ray_jobs()
+    again = ended(started("--workers", "2", overrides=TINY))
+    assert ray_jobs() == jobs
+    assert {name: state for name, state in states(stack, flow_run_id(again)).items() if name in STEPS} == dict.fromkeys(
+        STEPS, "Cached"
+    )
+    same = ("run_key", "model_uri", "version", "aliases", "metrics", "dataset_digest", "pictures")
+    assert {key: again[key] for key in same} == {key: outcome[key] for key in same}
+    assert {"samples-progressive-gan-digits", "metrics-progressive-gan-digits"} <= set(
+        artifacts(stack, flow_run_id(again))
+    )
+
+    store().delete([report_key("evaluate", spec)])
+    repaired = ended(started("--workers", "2", overrides=TINY))
+    assert states(stack, flow_run_id(repaired))["evaluate progressive_gan"] == "Completed"
+    assert states(stack, flow_run_id(repaired))["train progressive_gan"] == "Cached"
+    assert repaired["metrics"] == outcome["metrics"]
+
+
+def test_nothing_secret_is_in_prefect(stack: Settings, outcome: dict[str, Any]):
+    query = {"flow_run_id": {"any_": [flow_run_id(outcome)]}}
+    known = json.dumps(
+        [
+            prefect(stack, f"flow_runs/{flow_run_id(outcome)}"),
+            prefect(stack, "logs/filter", logs=query),
+            artifacts(stack, flow_run_id(outcome)),
+        ]
+    )
+    assert "Following Ray job" in known
+    assert stack.ray_token_path
+    for secret in (stack.s3_secret_key.get_secret_value(), stack.ray_token_path.read_text().strip()):
+        assert secret not in known
+
+
+def test_prefects_pages_show_the_run(stack: Settings, outcome: dict[str, Any], page: Page):
+    page.goto(outcome["addresses"]["prefect"])
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.get_by_text("Task Runs", exact=True).click()
+    for name in (*STEPS, "promote progressive_gan"):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+
+    page.get_by_text("Artifacts", exact=True).click()
+    expect(page.get_by_text("samples-progressive-gan-digits").first).to_be_visible()
+    found = artifacts(stack, flow_run_id(outcome))
+
+    def open_artifact(key: str) -> None:
+        address = stack.prefect_api_url.removesuffix("/api")
+        page.goto(f"{address}/artifacts/artifact/{found[f'{key}-progressive-gan-digits']['id']}")
+
+    open_artifact("samples")
+    expect(page.get_by_text("after 1,408 images")).to_be_visible()
+    picture = page.locator('img[src^="data:image"]')
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") >= 256
+
+    open_artifact("train-progress")
+    expect(page.get_by_text("Progress: 100%")).to_be_visible()
+    expect(page.get_by_text("1,408 of 1,408 images")).to_be_visible()
+
+    open_artifact("metrics")
+    for text in ("gap closed", "sliced_wasserstein (primary)", f"{outcome['metrics']['fid_classifier']['value']:.4g}"):
+        expect(page.get_by_text(text, exact=True)).to_be_visible()
+
+    open_artifact("promotion")
+    expect(page.get_by_role("heading", name="is the champion")).to_be_visible()
+
+    for key, address in (("mlflow-run", outcome["addresses"]["mlflow"]), ("train-job", outcome["addresses"]["ray"])):
+        open_artifact(key)
+        expect(page.locator(f'a[href="{address}"]').first).to_be_visible()
+
+
+def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(stack: Settings, outcome: dict[str, Any], page: Page):
+    spec = bound(ENDLESS, seed=1)
+
+    def job_status(attempt: int) -> str:
+        job = latest_job("train", spec)
+        assert job
+        assert job.attempt == attempt
+        info = job.info()
+        assert info
+        return info.status
+
+    first = started("--seed", "1", overrides=ENDLESS)
+    wait_for_progress(spec, lambda progress: progress.done > 1000)
+    first.kill()
+    first.communicate()
+    assert job_status(attempt=1) == "RUNNING"
+
+    second = started("--seed", "1", overrides=ENDLESS)
+    assert second.stderr
+    address = next(line for line in second.stderr if line.startswith("Follow it at")).split()[-1]
+    run = address.rpartition("/")[2]
+    wait_for(lambda: states(stack, run).get("train progressive_gan") == "Running")
+    wait_for(lambda: prefect(stack, f"flow_runs/{run}")["labels"].get("genmodels.ray_job"))
+    assert job_status(attempt=1) == "RUNNING", "the second flow attached to the job of the first"
+
+    page.goto(address)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Confirm").click()
+    wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "CANCELLED")
+    assert second.wait(timeout=60) == 1
+    assert "was cancelled; start it again" in second.stderr.read()
+    assert job_status(attempt=1) == "STOPPED"
+    assert states(stack, run)["train progressive_gan"] == "Cancelled"
+    checkpoints = [info.key for info in store().list(f"{folder('train', spec)}/checkpoints/")]
+    saved = int(checkpoints[-1].rpartition("/")[2].removesuffix(".pt"))
+    assert saved > 1000
+
+    before = read_progress("train", spec)
+    assert before
+    third = started("--seed", "1", overrides=ENDLESS)
+    assert wait_for_progress(spec, lambda progress: progress.time > before.time).done >= saved
+    third.send_signal(signal.SIGINT)
+    third.communicate(timeout=60)
+    wait_for(lambda: job_status(attempt=2) == "STOPPED")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["progressive_gn", "--dataset", "digits"], "did you mean progressive_gan"),
+        (["progressive_gan", "--dataset", "digit"], "did you mean digits"),
+        (["progressive_gan", "--dataset", "digits", "--preset", "dem"], "did you mean demo"),
+        (["progressive_gan", "--dataset", "digits", "--set", "latnt=3"], "did you mean latent"),
+        (["progressive_gan", "--dataset", "digits", "--set", "resolution=12"], "power of two"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_started(stack: Settings, arguments: list[str], words: str):
+    command = [sys.executable, "-m", "genmodels", "retrain", *arguments]
+    runs, jobs = prefect(stack, "flow_runs/count", flows={}), ray_jobs()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert (prefect(stack, "flow_runs/count", flows={}), ray_jobs()) == (runs, jobs)

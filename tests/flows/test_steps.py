@@ -1,0 +1,62 @@
+"""What becomes of a step that fails: retried only if the cause can pass, and told in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.tasks import Task
+
+from flows import steps
+from flows.retrain import retrain
+from genmodels import jobs
+from genmodels.settings import Settings
+from genmodels.spec import RunSpec
+from genmodels.steps.resolve import resolve
+
+
+@flow
+def only(step: Task[..., Any], spec: RunSpec) -> State:
+    return step.with_options(retry_delay_seconds=0)(spec, return_state=True)
+
+
+def tasks(stack: Settings, state: State) -> list[dict[str, Any]]:
+    """The task runs of the flow run that ended in this state."""
+    query = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    return requests.post(f"{stack.prefect_api_url}/task_runs/filter", json=query, timeout=30).json()
+
+
+def test_what_can_pass_is_tried_again(stack: Settings, monkeypatch: pytest.MonkeyPatch):
+    elsewhere = stack.model_copy(update={"ray_address": "http://127.0.0.1:9"})
+    monkeypatch.setattr(jobs, "settings", lambda: elsewhere)
+    spec = resolve("progressive_gan", "digits", overrides=["fmap_max=3"]).with_dataset("0" * 64)
+    state = only(steps.train, spec, return_state=True)
+    assert state.is_failed()
+    assert attempts(stack, state) == steps.RETRIES + 1
+    first, *_ = str(state.message).splitlines()
+    assert first.startswith(
+        "train progressive_gan failed: The Ray cluster at http://127.0.0.1:9 does not answer; start it"
+    )
+    assert "Not retried again; start the flow anew" in first
+
+
+def test_what_cannot_pass_is_not_tried_again(stack: Settings, tmp_path: Path):
+    for index in range(4):
+        (tmp_path / f"{index}.png").write_bytes(b"not a picture")
+    [task] = tasks(stack, only(steps.prepare, resolve("progressive_gan", f"folder:{tmp_path}"), return_state=True))
+    assert task["run_count"] == 1
+    assert task["state"]["type"] == "FAILED"
+    assert task["state"]["message"].startswith(f"prepare folder:{tmp_path} failed: ")
+    assert task["state"]["message"].endswith("Not retried: it cannot pass by itself.")
+
+
+def test_bad_input_to_the_flow_itself_starts_no_step(stack: Settings):
+    """As it comes from Prefect's pages, where no command has looked at it before."""
+    state = retrain("progressive_gan", "digits", overrides=["latnt=3"], return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(
+        "Nothing was started: Unknown setting of progressive_gan 'latnt'; did you mean"
+    )
+    assert tasks(stack, state) == []
