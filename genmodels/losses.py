@@ -1,4 +1,4 @@
-"""Adversarial losses by name, and the penalties that go with them. Logits are raw discriminator outputs, (B,) or (B, ...)."""
+"""Adversarial losses by name, and the penalties that go with them. Logits are what a discriminator returns, (B, ...)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss, relu, softplus
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """What the discriminator and the generator minimise, and what keeps the discriminator Lipschitz if the paper asks for it."""
+    """What discriminator and generator minimise, and what the paper keeps the discriminator Lipschitz by."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # logits of real and of fake images -> scalar
     generator: Callable[[Tensor], Tensor]  # logits of fake images -> scalar

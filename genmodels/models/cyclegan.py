@@ -28,6 +28,7 @@ from genmodels.models.base import (
     Update,
     scaled,
 )
+from genmodels.nn.convolution import NarrowConv2d
 from genmodels.nn.normalization import instance_norm
 from genmodels.nn.patch_discriminator import PatchDiscriminator
 
@@ -114,7 +115,8 @@ class Generator(nn.Module):
             *(ResidualBlock(4 * width) for _ in range(config.generator_blocks)),
             *self._double(4 * width),
             *self._double(2 * width),
-            nn.Conv2d(width, channels, kernel_size=7, padding=3, padding_mode="reflect"),
+            nn.ReflectionPad2d(3),
+            NarrowConv2d(width, channels, kernel_size=7),
             nn.Tanh(),
         )
 

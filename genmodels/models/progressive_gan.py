@@ -31,6 +31,7 @@ from genmodels.models.base import (
     Update,
     scaled,
 )
+from genmodels.nn.convolution import input_gradient_differentiable
 from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear, EqualizedUpsampleConv2d
 from genmodels.nn.normalization import minibatch_stddev, pixel_norm
 
@@ -317,7 +318,8 @@ class ProgressiveGAN(GenerativeModel):
         return LossTerms.weighted(terms)
 
     def _critic(self, images: Tensor) -> Tensor:
-        return self.discriminator(images, self.level, self.alpha)[:, 0]
+        with input_gradient_differentiable():
+            return self.discriminator(images, self.level, self.alpha)[:, 0]
 
     def _fakes(self, batch: Batch, context: Context) -> Tensor:
         """Both updates of a step judge the same fakes: the generator does not change in between."""

@@ -1,11 +1,16 @@
-"""Layers with an equalised learning rate (Karras et al. 2018, section 4.1): weights are drawn from N(0, 1) and scaled by
-He's constant at run time, so that Adam moves all of them at the same relative speed."""
+"""Layers with an equalised learning rate (Karras et al. 2018, section 4.1).
+
+Weights are drawn from N(0, 1) and scaled by He's constant at run time, so that Adam moves all of them at the same
+relative speed.
+"""
 
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from genmodels.nn.convolution import conv2d
 
 HE_GAIN = math.sqrt(2)
 
@@ -23,8 +28,8 @@ class EqualizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
         if x.numel() < self.weight.numel():
-            return F.conv2d(x * self.scale, self.weight, self.bias, padding=self.padding)
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+            return conv2d(x * self.scale, self.weight, self.bias, padding=self.padding)
+        return conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
 class EqualizedUpsampleConv2d(EqualizedConv2d):
