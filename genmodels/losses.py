@@ -1,4 +1,4 @@
-"""Adversarial losses by name, and the penalties that go with them. Logits are what a discriminator returns, (B, ...)."""
+"""Adversarial losses by name, and the penalties that go with them. Logits are a discriminator's output, (B, ...)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

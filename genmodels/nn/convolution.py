@@ -41,7 +41,7 @@ class _PenalisedConv2d(torch.autograd.Function):
         return F.conv2d(x, weight, padding=padding)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # this is the gradient inside the penalty
             return F.conv_transpose2d(gradient, weight, padding=ctx.padding), None, None
@@ -59,11 +59,11 @@ class NarrowConv2d(nn.Conv2d):
     are made into channels of a convolution with a k x 1 kernel, whose results are then added along the diagonal.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H - k + 1, W - k + 1)."""
         out, size = self.out_channels, self.kernel_size[0]
         columns = self.weight.permute(0, 3, 1, 2).reshape(out * size, self.in_channels, size, 1)
-        parts = F.conv2d(x, columns).contiguous()
+        parts = F.conv2d(input, columns).contiguous()
         batch, _, height, width = parts.shape
         diagonal = parts.as_strided(
             (batch, out, size, height, width - size + 1),
