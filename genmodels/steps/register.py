@@ -10,7 +10,6 @@ from genmodels.data.manifest import open_dataset
 from genmodels.errors import SpecError
 from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
-from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport
 from genmodels.steps.reports import load_report, report_key, save_report
 from genmodels.steps.train import load_trained
@@ -18,7 +17,7 @@ from genmodels.storage.objects import store
 from genmodels.tracking import packaging
 from genmodels.tracking.registry import Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
-from genmodels.tracking.runs import MetricsQueue, find_run, open_run
+from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder
 
 
 def register(spec: RunSpec) -> RegisterReport:
@@ -40,7 +39,7 @@ def register(spec: RunSpec) -> RegisterReport:
     run_id = find_run(spec, server) or open_run(spec)
     model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
     _log_metrics(model, evaluation, trained.images_shown, server)
-    _log_pictures(run_id, evaluation, trained.images_shown, server)
+    _log_pictures(run_id, spec, evaluation, trained.images_shown, server)
 
     registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
     version = registry.add(
@@ -87,7 +86,8 @@ def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "export")
         shape = {"channels": manifest.channels, "classes": manifest.classes}
-        facts = packaging.export(load_trained(spec), spec, **shape, folder=folder)
+        with packaging.TRACING:
+            facts = packaging.export(load_trained(spec), spec, **shape, folder=folder)
         packaging.log(
             folder,
             facts,
@@ -127,11 +127,13 @@ def _log_metrics(
     server.post("runs/log-batch", run_id=model["source_run_id"], metrics=metrics)
 
 
-def _log_pictures(run_id: str, evaluation: EvaluationReport, images_shown: int, server: TrackingServer) -> None:
+def _log_pictures(
+    run_id: str, spec: RunSpec, evaluation: EvaluationReport, images_shown: int, server: TrackingServer
+) -> None:
     """As the last step of the run's pictures, for the compare page, and as files, for the version's description. What
     training could not deliver leaves the queue on this occasion, and the run is over."""
     folder = server.get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]
-    queue = MetricsQueue(run_id, settings().cache / "mlflow", sample_system=False)
+    queue = MetricsQueue(lambda: run_id, queue_folder(spec), sample_system=False)
     with TemporaryDirectory() as temporary:
         for name, address in evaluation.pictures.items():
             picture = Path(temporary, "picture.png")

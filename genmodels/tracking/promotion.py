@@ -28,7 +28,8 @@ def promote(spec: RunSpec) -> Promotion:
         champion = registry.aliased(name, "champion")
         if champion and champion.version == challenger.version and "gate" in champion.tags:
             return Promotion.model_validate_json(champion.tags["gate"])
-        decision = decide(challenger, evaluation_of(challenger), champion, champion and evaluation_of(champion))
+        champion_scores = evaluation_of(champion, registry) if champion else None
+        decision = decide(challenger, evaluation_of(challenger, registry), champion, champion_scores)
         verdict = "promoted" if decision.promoted else "refused"
         numbers = decision.model_dump_json()
         registry.set_tags(challenger, {"gate": numbers, "gate.verdict": verdict, "gate.reason": decision.reason})
@@ -39,10 +40,10 @@ def promote(spec: RunSpec) -> Promotion:
     return decision
 
 
-def evaluation_of(version: ModelVersion) -> EvaluationReport | None:
+def evaluation_of(version: ModelVersion, registry: Registry) -> EvaluationReport | None:
     """The report that a version was registered with, if it can still be read."""
     try:
-        return EvaluationReport.model_validate_json(store().read(version.tags["evaluation"]))
+        return EvaluationReport.model_validate_json(store().read(registry.model_tags(version)["evaluation"]))
     except (KeyError, MissingObject):
         return None
 

@@ -105,6 +105,14 @@ class Registry:
             )
         return first
 
+    def model_tags(self, version: ModelVersion) -> dict[str, str]:
+        """The tags of the logged model behind the version: those are for programs, the version's own for people."""
+        try:
+            info = self.server.get(f"logged-models/{version.model_id}")["model"]["info"]
+        except MissingEntity:
+            return {}
+        return {tag["key"]: tag["value"] for tag in info.get("tags", [])}
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point the alias to a version, wherever it pointed before."""
         self.server.post("registered-models/alias", name=name, alias=alias, version=str(version))
@@ -118,11 +126,12 @@ class Registry:
 
     def fetch(self, version: ModelVersion, folder: Path) -> Path:
         """Copy the version's exported programs into the folder; DataError if they are not what was registered."""
-        if "export" not in version.tags:
+        exported = self.model_tags(version).get("export")
+        if exported is None:
             raise SpecError(f"{version.uri} was not registered by genmodels; take a model that was.")
-        facts = json.loads(version.tags["export"])
+        facts = json.loads(exported)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.json").write_text(version.tags["export"])
+        (folder / "model.json").write_text(exported)
         place = self.server.get("model-versions/get-download-uri", name=version.name, version=str(version.version))
         for file, sha256 in facts["files"].items():
             path = folder / Path(file).name
@@ -216,12 +225,12 @@ def register_extractor(
         key = digest([dataset_digest, facts["files"]])
         if versions := registry.of_run(name, key):
             return versions[0]
-        tags = {"run_key": key, "dataset": dataset, "dataset_digest": dataset_digest, "accuracy": f"{accuracy:.4f}"}
+        tags = {"run_key": key, "dataset_digest": dataset_digest, "accuracy": f"{accuracy:.4f}"}
         model_id = packaging.log(folder, facts, name=f"classifier-{dataset}", experiment=dataset, tags=tags)
     return registry.add(
         name,
         model_id=model_id,
-        tags=tags | {"export": json.dumps(facts)},
+        tags=tags,
         description=f"Judges samples of {dataset} at {resolution}x{resolution}; {accuracy:.1%} of held-out right.",
         summary=f"Feature extractor of `fid_classifier` and `kid_classifier` on {dataset}.",
     )

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from PIL import Image
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
+from genmodels.settings import settings
 from genmodels.spec import Record, RunSpec
 from genmodels.storage.objects import store
 from genmodels.tracking.journal import Entry, Journal
@@ -56,7 +57,7 @@ def open_run(
     server = TrackingServer()
     run_id = find_run(spec, server) or _claim_run(spec, server)
     server.post("runs/update", run_id=run_id, status="RUNNING")
-    set_tags(run_id, {**_tags(spec), **(tags or {})}, server)
+    set_tags(run_id, {**_tags(spec), **(tags or {}), "mlflow.note.content": _description(spec, tags or {})}, server)
     _log_parameters(run_id, spec, parameters or {}, server)
     _log_dataset(run_id, spec, server)
     return run_id
@@ -131,7 +132,8 @@ def _create_run(spec: RunSpec, experiment: str, server: TrackingServer) -> str:
 
 def _experiment(name: str, server: TrackingServer) -> str:
     try:
-        return server.post("experiments/create", name=name)["experiment_id"]
+        kind = {"key": "mlflow.experimentKind", "value": "custom_model_development"}  # else the pages are for chatbots
+        return server.post("experiments/create", name=name, tags=[kind])["experiment_id"]
     except EntityExists:
         experiment = server.get("experiments/get-by-name", experiment_name=name)["experiment"]
     if experiment["lifecycle_stage"] == "deleted":
@@ -160,6 +162,12 @@ def _tags(spec: RunSpec) -> dict[str, str]:
             else {}
         ),
     }
+
+
+def _description(spec: RunSpec, tags: Mapping[str, str]) -> str:
+    """What the run's page says at its top: what is being trained, and the way to the flow run and the Ray job."""
+    links = [f"[{name}]({address})" for name, address in tags.items() if address.startswith("http")]
+    return " · ".join([f"{spec.model} on `{spec.dataset}`, preset `{spec.preset}`", *links])
 
 
 @cache
@@ -234,19 +242,25 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
+def queue_folder(spec: RunSpec) -> Path:
+    """Where the spec's metrics wait on this machine until MLflow takes them."""
+    return settings().cache / "mlflow" / spec.run_key
+
+
 class MetricsQueue:
     """Metrics and pictures on their way to MLflow, with *images shown* as their step.
 
-    What is logged is in a file of this folder before the call returns, and a thread delivers it: while the server
-    is away training goes on, and what a killed process leaves is delivered by the next queue of the run. A key's
-    steps only grow: what is not beyond the last step that the server holds, such as the stretch between a checkpoint
-    and the death of the process that a resumed training goes through again, is not sent a second time; a batch
-    whose answer was lost is sent again as it was, and MLflow keeps equal values (key, time, step, value) once.
+    What is logged is in a file of the folder before the call returns, and a thread opens the run and delivers it:
+    while the server is away training goes on, and what a killed process leaves the folder's next queue delivers. A
+    key's steps only grow. What is not beyond the last step that the server holds, such as the stretch between a
+    checkpoint and the death of the process that a resumed training goes through again, is not sent a second time; a
+    batch whose answer was lost is sent again as it was, and MLflow keeps equal values (key, time, step, value) once.
     """
 
-    def __init__(self, run_id: str, folder: Path | str, *, sample_system: bool = True):
-        self.run_id = run_id
-        self.folder = Path(folder) / run_id
+    def __init__(self, open_run: Callable[[], str], folder: Path, *, sample_system: bool = True):
+        self.folder = folder
+        self.run_id: str | None = None  # until MLflow has answered
+        self._open_run = open_run
         self._journal = Journal(self.folder / "queue.jsonl")
         self._run: dict[str, Any] = {}
         self._last_step: dict[str, int] = {}  # by key, of what the server holds
@@ -282,7 +296,7 @@ class MetricsQueue:
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
             self._given_up.set()
-            log.warning("MLflow did not take all metrics of run %s; the rest waits in %s.", self.run_id, self.folder)
+            log.warning("MLflow did not take all metrics; the rest waits in %s.", self.folder)
         else:
             self._journal.close()
 
@@ -290,20 +304,20 @@ class MetricsQueue:
         try:
             self._journal.append(entries)
         except OSError as error:  # a full disk is no reason to stop training
-            log.warning("Metrics of run %s are lost: %s", self.run_id, error)
+            log.warning("Metrics are lost: %s", error)
 
     def _work(self) -> None:
-        server = TrackingServer(
-            Retrying(
-                retry=retry_if_exception_type(UnavailableError),
-                wait=wait_exponential_jitter(multiplier=0.5, max=15),
-                sleep=self._sleep,
-                stop=stop_when_event_set(self._given_up),
-                before_sleep=before_sleep_log(log, logging.INFO),
-                reraise=True,
-            )
+        retrying = Retrying(
+            retry=retry_if_exception_type(UnavailableError),
+            wait=wait_exponential_jitter(multiplier=0.5, max=15),
+            sleep=self._sleep,
+            stop=stop_when_event_set(self._given_up),
+            before_sleep=before_sleep_log(log, logging.INFO),
+            reraise=True,
         )
+        server = TrackingServer(retrying)
         try:
+            self.run_id = retrying(self._open_run)
             self._look_up_run(server)
             while True:
                 last = self._closing.is_set()
@@ -315,7 +329,7 @@ class MetricsQueue:
         except UnavailableError:
             pass  # given up; `close` has said so
         except GenmodelsError as error:
-            log.warning("Metrics of run %s stay in %s: %s", self.run_id, self.folder, error)
+            log.warning("Metrics stay in %s: %s", self.folder, error)
 
     def _sleep(self, seconds: float) -> None:
         if self._closing.wait(seconds):
@@ -354,7 +368,7 @@ class MetricsQueue:
     def _deliver_image(self, entry: Entry, path: Path, server: TrackingServer) -> None:
         """Under the names by which MLflow's pages find a picture's steps; the name is a function of the entry, so
         that a picture that is sent twice is there once."""
-        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id} {entry}")
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run['run_id']} {entry}")
         name = f"{entry.key}+step+{entry.step}+timestamp+{entry.time}+{unique}"
         folder = self._run["artifact_uri"]
         server.put_artifact(folder, f"{name}.png", path.read_bytes())

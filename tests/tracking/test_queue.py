@@ -31,7 +31,7 @@ def history(run_id: str, key: str) -> list[tuple[int, float]]:
 def test_metrics_of_a_time_without_server_arrive_once_and_in_order(
     mlflow_process: MlflowProcess, bare_run: str, tmp_path: Path
 ):
-    queue = MetricsQueue(bare_run, tmp_path)
+    queue = MetricsQueue(lambda: bare_run, tmp_path)
     for step in range(3000):
         queue.log({"loss": step / 7, "rate": 1 / (step + 1)}, step)
         if step == 1000:
@@ -49,8 +49,8 @@ def test_a_killed_process_leaves_its_metrics_to_the_next(bare_run: str, mlflow_p
     """The first process is killed while it cannot deliver; the second goes through steps 60 to 99 again, as a
     training that resumes from a checkpoint does, with the same values at another time."""
     script = (
-        "import os, signal, sys; from genmodels.tracking.runs import MetricsQueue\n"
-        "queue = MetricsQueue(sys.argv[1], sys.argv[2])\n"
+        "import os, pathlib, signal, sys; from genmodels.tracking.runs import MetricsQueue\n"
+        "queue = MetricsQueue(lambda: sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "for step in range(100): queue.log({'loss': step / 7}, step)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -58,7 +58,7 @@ def test_a_killed_process_leaves_its_metrics_to_the_next(bare_run: str, mlflow_p
     process = subprocess.run([sys.executable, "-c", script, bare_run, str(tmp_path)], env=environment, check=False)
     assert process.returncode == -signal.SIGKILL
     assert history(bare_run, "loss") == []
-    queue = MetricsQueue(bare_run, tmp_path)
+    queue = MetricsQueue(lambda: bare_run, tmp_path)
     for step in range(60, 140):
         queue.log({"loss": step / 7}, step)
     queue.close()
@@ -67,7 +67,7 @@ def test_a_killed_process_leaves_its_metrics_to_the_next(bare_run: str, mlflow_p
 
 def test_steps_that_the_server_holds_are_not_sent_again_from_another_machine(bare_run: str, tmp_path: Path):
     for machine, steps in (("a", range(100)), ("b", range(60, 140))):
-        queue = MetricsQueue(bare_run, tmp_path / machine)
+        queue = MetricsQueue(lambda: bare_run, tmp_path / machine)
         for step in steps:
             queue.log({"loss": step / 7}, step)
             if step % 20 == 0:
@@ -85,7 +85,7 @@ def test_nothing_is_lost_or_doubled_when_answers_are_lost(
     """Every third answer of the server is thrown away after the server has done what was asked."""
     with LossyProxy(mlflow_process.port) as proxy:
         monkeypatch.setattr(settings(), "mlflow_url", proxy.url)
-        queue = MetricsQueue(bare_run, tmp_path)
+        queue = MetricsQueue(lambda: bare_run, tmp_path)
         for step in range(10):
             queue.log({"loss": step / 7}, step)
             queue.image("samples", np.full((8, 8), step, np.uint8), step)
@@ -100,7 +100,7 @@ def test_nothing_is_lost_or_doubled_when_answers_are_lost(
 
 def test_pictures_come_back_as_they_were_logged(bare_run: str, mlflow_process: MlflowProcess, tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 10, 3), np.uint8)
-    queue = MetricsQueue(bare_run, tmp_path)
+    queue = MetricsQueue(lambda: bare_run, tmp_path)
     queue.image("samples/grid", pixels, 7)
     queue.close()
     files = [file["path"] for file in TrackingServer().get("artifacts/list", run_id=bare_run, path="images")["files"]]
@@ -120,11 +120,11 @@ def test_pictures_come_back_as_they_were_logged(bare_run: str, mlflow_process: M
     )
     assert np.array_equal(picture, pixels)
     assert thumbnail.shape == (256, 128, 3)
-    assert list((tmp_path / bare_run).iterdir()) == [tmp_path / bare_run / "queue.jsonl"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "queue.jsonl"]
 
 
 def test_values_that_are_no_numbers_are_kept_as_such(bare_run: str, tmp_path: Path):
-    queue = MetricsQueue(bare_run, tmp_path)
+    queue = MetricsQueue(lambda: bare_run, tmp_path)
     for step, value in enumerate((float("nan"), float("inf"), -float("inf"))):
         queue.log({"loss": value}, step)
     queue.close()
@@ -137,16 +137,16 @@ def test_values_that_are_no_numbers_are_kept_as_such(bare_run: str, tmp_path: Pa
 def test_close_gives_up_when_its_time_is_over(bare_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
     with monkeypatch.context() as away:
         away.setattr(settings(), "mlflow_url", "http://127.0.0.1:9")
-        queue = MetricsQueue(bare_run, tmp_path)
+        queue = MetricsQueue(lambda: bare_run, tmp_path)
         queue.log({"loss": 1.0}, 5)
         queue.close(timeout_seconds=1)
     assert "the rest waits in" in caplog.text
-    MetricsQueue(bare_run, tmp_path).close()
+    MetricsQueue(lambda: bare_run, tmp_path).close()
     assert history(bare_run, "loss") == [(5, 1.0)]
 
 
 def test_a_name_that_mlflow_refuses_is_refused_at_once(tmp_path: Path):
-    queue = MetricsQueue("0" * 32, tmp_path)
+    queue = MetricsQueue(lambda: "0" * 32, tmp_path)
     with pytest.raises(ValueError, match="cannot be a metric's name"):
         queue.log({"loss\n": 1.0}, 0)
     with pytest.raises(ValueError, match="cannot be a picture's name"):
@@ -154,7 +154,7 @@ def test_a_name_that_mlflow_refuses_is_refused_at_once(tmp_path: Path):
 
 
 def test_system_metrics_are_among_the_metrics(bare_run: str, tmp_path: Path):
-    MetricsQueue(bare_run, tmp_path).close()
+    MetricsQueue(lambda: bare_run, tmp_path).close()
     keys = {metric["key"] for metric in TrackingServer().get("runs/get", run_id=bare_run)["run"]["data"]["metrics"]}
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= keys
 

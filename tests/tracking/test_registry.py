@@ -143,4 +143,4 @@ def test_an_extractor_is_registered_once(tracking: Settings):
     assert register_extractor(classifier, **facts, accuracy=0.97).version == first.version
     version = Registry().find("models:/classifier.digits/1")
     assert version.tags["accuracy"] == "0.9700"
-    assert json.loads(version.tags["export"])["kind"] == "classifies"
+    assert json.loads(Registry().model_tags(version)["export"])["kind"] == "classifies"
