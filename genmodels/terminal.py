@@ -63,7 +63,7 @@ class StepDisplay:
             console=errors,
         )
         self._rows: dict[str, TaskID] = {}
-        self._printed = -LINE_SECONDS
+        self._printed, self._line = -LINE_SECONDS, ("", "")
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -79,8 +79,8 @@ class StepDisplay:
             row = self._row(step)
             if progress:
                 self._bars.update(row, completed=progress.done, total=progress.total, text=text)
-        elif time.monotonic() - self._printed >= LINE_SECONDS:
-            self._printed = time.monotonic()
+        elif time.monotonic() - self._printed >= LINE_SECONDS and self._line != (step, text):
+            self._printed, self._line = time.monotonic(), (step, text)
             errors.print(f"{step}: {text}", soft_wrap=True)
 
     def finished(self, step: str, text: str) -> None:
@@ -152,7 +152,7 @@ def print_outcome(outcome: "Outcome", pictures: Sequence[Path]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table; in a file or a pipe as wide as it needs to be."""
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False, show_header=any(columns))
     for row in rows:
         table.add_row(*row)
     console.print(table)
