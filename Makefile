@@ -29,7 +29,7 @@ test: $(INSTALLED) ## run all tests, those on the real servers included
 lint: $(INSTALLED) ## style, types, and which module may import which
 	@echo "style" && $(BIN)/ruff check && $(BIN)/ruff format --check
 	@echo "types" && $(BIN)/basedpyright
-	@echo "imports" && $(BIN)/lint-imports --no-timings
+	@echo "imports" && $(BIN)/lint-imports
 
 bench: $(INSTALLED) ## time both models at the sizes that their speed is judged by
 	@$(BIN)/genmodels bench progressive_gan --resolution 64 --batch-size 16 --threads 2 \

@@ -41,7 +41,7 @@ INNER_PORTS += [f"ray.{part}" for part in ("gcs", "client", "node", "objects", "
 OWNER = "GENMODELS_STACK"  # in the environment of all processes of a stack: the home they belong to
 SERVICES = ("s3", "mlflow", "prefect", "ray")
 OBJECT_STORE_BYTES = 256 * 2**20  # samples travel through S3 and memory-mapped files, not through Ray
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 STOP_SECONDS = 15
 
 State = Literal["stopped", "starting", "running", "failed"]

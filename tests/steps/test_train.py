@@ -1,0 +1,88 @@
+"""Training on two real Ray workers: killed at any place and started again, it ends with the weights of a quiet run."""
+
+import os
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from genmodels.errors import UnavailableError
+from genmodels.jobs import attach_or_submit
+from genmodels.settings import Settings
+from genmodels.spec import RunSpec, TrainReport
+from genmodels.steps.prepare import prepare
+from genmodels.steps.reports import folder, load_report, read_progress
+from genmodels.steps.resolve import resolve
+from genmodels.storage.objects import store
+
+BUDGET = ["fade_images=1000", "stable_images=1000", "final_images=3000", "fmap_max=32", "training.checkpoint_seconds=1"]
+
+
+@pytest.fixture(scope="module")
+def spec(stack: Settings) -> RunSpec:
+    asked = resolve("progressive_gan", "digits", "demo", BUDGET, seed=11, workers=2)
+    return asked.with_dataset(prepare(asked).dataset_digest)
+
+
+@pytest.fixture(scope="module")
+def quiet(spec: RunSpec) -> TrainReport:
+    """The report of an uninterrupted run, of which nothing else is left."""
+    report = followed(spec)
+    forget(spec)
+    return report
+
+
+def followed(spec: RunSpec) -> TrainReport:
+    for _ in attach_or_submit("train", spec).follow():
+        pass
+    report = load_report("train", spec, TrainReport)
+    assert report
+    return report
+
+
+def forget(spec: RunSpec) -> None:
+    store().delete([info.key for info in store().list(f"{folder('train', spec)}/")])
+
+
+def kill_one(spec: RunSpec, chosen: Callable[[list[str]], bool]) -> None:
+    """SIGKILL for a process of this stack, once there is a checkpoint from the middle of training."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        progress = read_progress("train", spec)
+        if progress and progress.done > 2000 and len([*store().list(f"{folder('train', spec)}/checkpoints/")]) > 1:
+            break
+        time.sleep(0.2)
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("GENMODELS_HOME") == os.environ["GENMODELS_HOME"]
+            if ours and chosen(process.cmdline()):
+                process.kill()
+                return
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    pytest.fail("there was no such process")
+
+
+def test_a_killed_worker_changes_nothing(spec: RunSpec, quiet: TrainReport):
+    job = attach_or_submit("train", spec)
+    kill_one(spec, lambda command: bool(command) and command[0].startswith("ray::RayTrainWorker"))
+    for _ in job.follow():
+        pass
+    report = load_report("train", spec, TrainReport)
+    assert report
+    assert report.weights_digest == quiet.weights_digest
+    assert (report.images_shown, report.updates) == (quiet.images_shown, quiet.updates)
+    assert report.restarts == 1
+    forget(spec)
+
+
+def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
+    job = attach_or_submit("train", spec)
+    kill_one(spec, lambda command: command[1:4] == ["-m", "genmodels", "train"])
+    with pytest.raises(UnavailableError):
+        for _ in job.follow():
+            pass
+    report = followed(spec)
+    assert report.weights_digest == quiet.weights_digest
+    assert report.restarts == 1
