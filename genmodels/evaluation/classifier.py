@@ -4,6 +4,7 @@ It is trained on the data set's own labels, so its features tell apart what the 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Classifier(nn.Module):
         stride = 2 if size == LARGEST else 1
         layers: list[nn.Module] = [_convolution(channels, WIDTHS[0], stride)]
         size //= stride
-        for width_in, width_out in zip(WIDTHS, WIDTHS[1:], strict=False):
+        for width_in, width_out in pairwise(WIDTHS):
             layers.append(_convolution(width_in, width_out, 1))
             if size > 4:
                 layers.append(nn.AvgPool2d(2))

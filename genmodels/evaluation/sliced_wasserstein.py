@@ -9,6 +9,7 @@ What bounds it: sorting the projections. numpy sorts float32 with vector instruc
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -53,14 +54,17 @@ def sliced_wasserstein(
         raise ValueError(
             f"sliced Wasserstein compares sets of one shape, not {list(real.shape)} and {list(fake.shape)}"
         )
-    images, _, _, resolution = real.shape
+    count, _, _, resolution = real.shape
     sizes = levels(resolution)
     components = real.shape[1] * _patch(resolution) ** 2
-    places = {size: _places(size, images, generator) for size in sizes}
-    directions = {size: _directions(components, generator) for size in sizes}
-    counts = resample(images, replicates, generator).float(), resample(images, replicates, generator).float()
-    patches_real, patches_fake = _patches(real, places), _patches(fake, places)
-    return {size: _distances(patches_real[size], patches_fake[size], directions[size], counts) for size in sizes}
+    places = [_places(size, count, generator) for size in sizes]
+    directions = [_directions(components, generator) for _ in sizes]
+    counts = resample(count, replicates, generator).float(), resample(count, replicates, generator).float()
+    distances = {}
+    for level, size in enumerate(sizes):  # one at a time: a level of 5,000 colour images makes 750 MB of patches
+        patches_real, patches_fake = (_patches(images, level, places[level]) for images in (real, fake))
+        distances[size] = _distances(patches_real, patches_fake, directions[level], counts)
+    return distances
 
 
 def laplacian_pyramid(images: Tensor, sizes: list[int]) -> Iterator[Tensor]:
@@ -83,16 +87,15 @@ def _pyramid_matrices(size: int) -> tuple[Tensor, Tensor]:
     return blur[::2].contiguous(), (2 * blur[:, ::2]).contiguous()
 
 
-def _patches(images: Tensor, places: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Standardised patches of each level, (images * 128, channels * 7 * 7), the patches of one image side by side."""
-    cut: dict[int, list[Tensor]] = {size: [] for size in places}
-    for start in range(0, len(images), BATCH_IMAGES):
-        batch = as_pixels(images[start : start + BATCH_IMAGES])
-        for size, level in zip(places, laplacian_pyramid(batch, list(places)), strict=True):
-            windows = level.unfold(2, _patch(size), 1).unfold(3, _patch(size), 1)
-            y, x = places[size][:, start : start + BATCH_IMAGES]
-            cut[size].append(windows[torch.arange(len(batch))[:, None], :, y, x].flatten(0, 1))
-    return {size: _standardised(torch.cat(batches)).flatten(1) for size, batches in cut.items()}
+def _patches(images: Tensor, level: int, places: Tensor) -> Tensor:
+    """Standardised patches of a level, (images * 128, channels * 7 * 7), the patches of one image one after another."""
+    sizes, cut = levels(images.shape[-1]), []
+    size = _patch(sizes[level])
+    for batch, edges in zip(images.split(BATCH_IMAGES), places.split(BATCH_IMAGES, dim=1), strict=True):
+        pixels = next(islice(laplacian_pyramid(as_pixels(batch), sizes), level, None))
+        windows = pixels.unfold(2, size, 1).unfold(3, size, 1)
+        cut.append(windows[torch.arange(len(batch))[:, None], :, *edges].flatten(0, 1))
+    return _standardised(torch.cat(cut)).flatten(1)
 
 
 def _standardised(patches: Tensor) -> Tensor:

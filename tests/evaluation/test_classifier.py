@@ -51,7 +51,8 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
 def test_progress_ends_at_its_total():
     told = []
     train_classifier(*bright_halves(64, 0), classes=2, seed=0, progress=lambda done, total: told.append((done, total)))
-    assert told[-1][0] == told[-1][1] and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
 @pytest.mark.parametrize("resolution", [4, 8, 16, 32, 48, 64, 128])

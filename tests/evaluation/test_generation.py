@@ -29,7 +29,9 @@ def test_samples_are_bytes_and_repeatable(monkeypatch):
     counted = []
     images = generation.samples(Noise(), 10, resolution=8, labels=None, progress=counted.append)
     again = generation.samples(Noise(), 10, resolution=8, labels=None, progress=counted.append)
-    assert images.dtype == torch.uint8 and images.shape == (10, 1, 8, 8) and counted == [10, 10]
+    assert images.dtype == torch.uint8
+    assert images.shape == (10, 1, 8, 8)
+    assert counted == [10, 10]
     assert torch.equal(images, again)
     monkeypatch.setattr(generation, "BATCH_PIXELS", 3 * 64)
     generation.samples(Noise(), 10, resolution=8, labels=None, progress=counted.append)
@@ -48,4 +50,5 @@ def test_a_translation_comes_back_with_its_error():
     sources = torch.full((3, 1, 8, 8), 255, dtype=torch.uint8)
     made = generation.translations(Noise(), sources, source="a", target="b", progress=lambda n: None)
     torch.testing.assert_close(made.cycle_error, torch.full((3,), 0.25))
-    assert made.images.unique().tolist() == [64] and made.cycled.unique().tolist() == [223]
+    assert made.images.unique().tolist() == [64]
+    assert made.cycled.unique().tolist() == [223]

@@ -38,5 +38,5 @@ def test_a_file_that_runs_code_is_not_read():
 
     file = io.BytesIO()
     torch.save({"fc.weight": Trap()}, file)
-    with pytest.raises(Exception, match="(?i)weights.only|unsupported"):
+    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
         inception.Inception(file.getvalue())

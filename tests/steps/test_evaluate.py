@@ -15,6 +15,7 @@ from genmodels.data.manifest import open_dataset
 from genmodels.errors import DataError
 from genmodels.evaluation import extractors
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
+from genmodels.models.base import Samples
 from genmodels.settings import Settings
 from genmodels.spec import RunSpec
 from genmodels.steps import evaluate as step
@@ -48,7 +49,8 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
         "kid_classifier",
         "ms_ssim_1_scales",
     ]
-    assert report.primary == "sliced_wasserstein" and report.protocol["images"] == 180
+    assert report.primary == "sliced_wasserstein"
+    assert report.protocol["images"] == 180
     for metric in report.metrics:
         assert metric.value == pytest.approx(metric.untrained, rel=1e-4)
         assert metric.gap_closed == pytest.approx(0, abs=1e-3)
@@ -61,7 +63,9 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
     sheet = Image.open(io.BytesIO(store().read(report.pictures["samples"])))
     assert sheet.width > sheet.height > 8 * 64
     progress = read_progress("evaluate", spec)
-    assert progress and progress.done == progress.total and progress.unit == "images"
+    assert progress
+    assert progress.done == progress.total
+    assert progress.unit == "images"
     assert evaluate(spec) == report  # and nothing is judged twice
 
 
@@ -90,7 +94,8 @@ def test_scores_of_another_protocol_are_made_again(s3: Settings):
     outdated = first.model_copy(update={"protocol": first.protocol | {"version": 0}, "metrics": first.metrics[:1]})
     store().put_record(report_key("evaluate", spec), outdated)
     again = evaluate(spec)
-    assert again.protocol == first.protocol and again.metrics == first.metrics
+    assert again.protocol == first.protocol
+    assert again.metrics == first.metrics
 
 
 def test_the_classifier_is_trained_once_and_knows_digits(s3: Settings, monkeypatch):
@@ -127,6 +132,29 @@ def test_a_translation_is_judged_in_its_target_domain_and_back(s3: Settings):
     assert all(math.isfinite(metric.value) for metric in report.metrics)
 
 
+def test_a_conditional_model_samples_the_held_out_classes(s3: Settings, monkeypatch):
+    spec = unjudged("progressive_gan", "digits", "conditional=true", seed=308)
+    _, dataset = open_dataset("digits", str(spec.dataset_digest))
+    drawn = []
+
+    def load_listening(spec: RunSpec) -> torch.nn.Module:
+        model = step.untrained(spec)
+        assert isinstance(model, Samples)
+        sample = model.sample
+
+        def listening(n: int, *, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            drawn.append(labels)
+            return sample(n, labels=labels, generator=generator)
+
+        monkeypatch.setattr(model, "sample", listening)
+        return model
+
+    monkeypatch.setattr(step, "load_trained", load_listening)
+    evaluate(spec)
+    held_out = dataset.table("test").read("label", np.arange(180))
+    assert torch.cat(drawn).bincount().tolist() == np.bincount(held_out).tolist()
+
+
 def test_what_is_not_trained_is_not_judged(s3: Settings):
     spec = unjudged("progressive_gan", "digits", seed=305)
     store().delete([f"runs/{spec.run_key}/weights.safetensors"])
@@ -140,7 +168,8 @@ def test_the_classifier_is_registered_with_the_model(tracking: Settings):
     register(spec)
     version = Registry().find("models:/classifier.digits/1")
     classifier = extractors.classifier_of(str(spec.dataset_digest))
-    assert classifier and version.tags["accuracy"] == f"{classifier.accuracy:.4f}"
+    assert classifier
+    assert version.tags["accuracy"] == f"{classifier.accuracy:.4f}"
     assert version.tags["dataset_digest"] == spec.dataset_digest
 
 
