@@ -316,6 +316,7 @@ class MetricsQueue:
             reraise=True,
         )
         server = TrackingServer(retrying)
+        system_metrics()  # the processors' share is counted from a thread's first call
         try:
             self.run_id = retrying(self._open_run)
             self._look_up_run(server)

@@ -8,13 +8,10 @@ except ImportError:
     pynvml = None
 
 
-psutil.cpu_percent()  # the share of the processors is that since the call before
-
-
 def system_metrics() -> dict[str, float]:
     """Use of processors, memory, disk, network (since the machine's start) and NVIDIA GPUs of this node.
 
-    The processors' share is the mean since the previous call.
+    The processors' share is the mean since the thread's previous call; its first call gives 0.
     """
     memory, disk, network = psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
     return {
