@@ -4,16 +4,16 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from finished_run import finished_run
+from finished_run import evaluated, prepared
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, Metric, RunSpec
-from genmodels.steps.register import register
 from genmodels.steps.reports import report_key
 from genmodels.storage.objects import store
 from genmodels.tracking.promotion import decide, promote
 from genmodels.tracking.registry import ModelVersion, Registry
+from genmodels.tracking.rest import TrackingServer
 
 
 def version(number: int) -> ModelVersion:
@@ -66,9 +66,19 @@ def test_what_is_not_comparable_or_not_better_stays_challenger(challenger: Evalu
     assert reason in decision.reason
 
 
-def registered(seed: int, value: float, dataset: str = "digits", **changes: object) -> RunSpec:
-    spec = finished_run("progressive_gan", dataset, "resolution=4", seed=seed, value=value, **changes)  # type: ignore[arg-type]
-    register(spec)
+def registered(seed: int, value: float) -> RunSpec:
+    """An evaluated run whose version in the registry is made of a model without files."""
+    spec = prepared("progressive_gan", "digits", "resolution=4").model_copy(update={"seed": seed})
+    evaluated(spec, value=value)
+    tags = {"run_key": spec.run_key, "evaluation": store().uri(report_key("evaluate", spec))}
+    model = TrackingServer().post(
+        "logged-models",
+        experiment_id="0",
+        name="without-files",
+        tags=[{"key": key, "value": value} for key, value in tags.items()],
+    )
+    model_id = model["model"]["info"]["model_id"]
+    Registry().add("progressive_gan.digits", model_id=model_id, tags=tags, description="", summary="")
     return spec
 
 
@@ -142,4 +152,4 @@ def test_a_champion_whose_numbers_are_gone_is_not_replaced_unseen(without_champi
 
 def test_what_is_not_registered_is_not_promoted(tracking: Settings):
     with pytest.raises(SpecError, match="`register` it first"):
-        promote(finished_run(seed=414))
+        promote(prepared("progressive_gan", "digits").model_copy(update={"seed": 414}))
