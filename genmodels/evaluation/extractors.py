@@ -46,9 +46,14 @@ class Extractor:
     device: torch.device
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, D) float32 on the CPU, of (N, C, R, R) images, uint8 or float in [-1, 1]."""
-        return torch.cat([self.network(batch.to(self.device)).cpu() for batch in images.split(BATCH_IMAGES)])
+    def __call__(self, images: Tensor, progress: Callable[[int], None] = lambda images: None) -> Tensor:
+        """(N, D) float32 on the CPU, of (N, C, R, R) images, uint8 or float in [-1, 1]; `progress` is told how many
+        more are done."""
+        features = []
+        for batch in images.split(BATCH_IMAGES):
+            features.append(self.network(batch.to(self.device)).cpu())
+            progress(len(batch))
+        return torch.cat(features)
 
 
 class TrainedClassifier(Record):

@@ -1,6 +1,7 @@
 """All the measures of how alike two sets of images are, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def likeness(
 
     Args:
         real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
-        progress: told after each measure its name and how many images it has looked at.
+        progress: told what looks at the images, and how many more it has looked at.
     """
     measured: dict[str, Estimate] = {}
     levels: list[Estimate] = []
@@ -41,12 +42,12 @@ def likeness(
         levels += distances.values()
         progress(PRIMARY, len(real[suffix]))
         for extractor in extractors:
-            features = held_out_features(extractor, real[suffix]), extractor(images[suffix])
+            tell = partial(progress, extractor.name)
+            features = held_out_features(extractor, real[suffix]), extractor(images[suffix], tell)
             for name, distance in (("fid", fid), ("kid", kid)):
                 generator = torch.Generator().manual_seed(SEED)
                 value = distance(*features, generator=generator, replicates=replicates)
                 measured[f"{name}_{extractor.name}{suffix}"] = value
-            progress(extractor.name, len(real[suffix]))
     return {PRIMARY: mean(levels)} | measured
 
 
