@@ -21,6 +21,8 @@ from genmodels.steps.reports import folder, load_report, read_progress, report_k
 from genmodels.steps.resolve import resolve
 from genmodels.storage.objects import store
 
+pytestmark = pytest.mark.timeout(600)  # the first test is charged for the whole run that the others look at
+
 T = TypeVar("T")
 TINY = ["fmap_max=8", "latent=8", "fade_images=128", "stable_images=256", "final_images=1024"]
 ENDLESS = ["fmap_max=8", "latent=8", "stable_images=256", "final_images=100000000", "training.checkpoint_seconds=1"]
@@ -135,9 +137,10 @@ def page(browser: Browser) -> Iterator[Page]:
     page.close()
 
 
-def test_a_run_ends_with_a_champion_and_says_where_everything_is(stack: Settings, outcome: dict[str, Any]):
+def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings, outcome: dict[str, Any]):
     assert outcome["model_uri"] == f"models:/progressive_gan.digits/{outcome['version']}"
-    assert "champion" in outcome["aliases"]
+    assert "challenger" in outcome["aliases"]
+    assert outcome["promotion"]
     assert set(outcome["seconds"]) == {"prepare", "train", "evaluate", "register", "promote"}
     primary = outcome["metrics"]["sliced_wasserstein"]
     assert primary["low"] <= primary["value"] <= primary["high"]
@@ -220,31 +223,54 @@ def test_prefects_pages_show_the_run(stack: Settings, outcome: dict[str, Any], p
         expect(page.get_by_text(text, exact=True)).to_be_visible()
 
     open_artifact("promotion")
-    expect(page.get_by_role("heading", name="is the champion")).to_be_visible()
+    expect(page.get_by_text(outcome["promotion"])).to_be_visible()
 
     for key, address in (("mlflow-run", outcome["addresses"]["mlflow"]), ("train-job", outcome["addresses"]["ray"])):
         open_artifact(key)
         expect(page.locator(f'a[href="{address}"]').first).to_be_visible()
 
 
-def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(stack: Settings, outcome: dict[str, Any], page: Page):
+@pytest.fixture
+def endless(stack: Settings, outcome: dict[str, Any]) -> Iterator[RunSpec]:
+    """The spec of `started_endless`."""
     spec = bound(ENDLESS, seed=1)
+    yield spec
+    if job := latest_job("train", spec):
+        job.stop()
 
+
+@pytest.fixture
+def started_endless() -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a retraining that would go on for days."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        processes.append(started("--seed", "1", overrides=ENDLESS))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(
+    stack: Settings, endless: RunSpec, started_endless: Callable[[], subprocess.Popen[str]], page: Page
+):
     def job_status(attempt: int) -> str:
-        job = latest_job("train", spec)
+        job = latest_job("train", endless)
         assert job
         assert job.attempt == attempt
         info = job.info()
         assert info
         return info.status
 
-    first = started("--seed", "1", overrides=ENDLESS)
-    wait_for_progress(spec, lambda progress: progress.done > 1000)
+    first = started_endless()
+    wait_for_progress(endless, lambda progress: progress.done > 1000)
     first.kill()
     first.communicate()
     assert job_status(attempt=1) == "RUNNING"
 
-    second = started("--seed", "1", overrides=ENDLESS)
+    second = started_endless()
     assert second.stderr
     address = next(line for line in second.stderr if line.startswith("Follow it at")).split()[-1]
     run = address.rpartition("/")[2]
@@ -257,17 +283,17 @@ def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(stack: Settings
     page.get_by_role("button", name="Confirm").click()
     wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "CANCELLED")
     assert second.wait(timeout=60) == 1
-    assert "was cancelled; start it again" in second.stderr.read()
+    assert "was cancelled in Prefect; start it again" in second.stderr.read()
     assert job_status(attempt=1) == "STOPPED"
     assert states(stack, run)["train progressive_gan"] == "Cancelled"
-    checkpoints = [info.key for info in store().list(f"{folder('train', spec)}/checkpoints/")]
+    checkpoints = [info.key for info in store().list(f"{folder('train', endless)}/checkpoints/")]
     saved = int(checkpoints[-1].rpartition("/")[2].removesuffix(".pt"))
     assert saved > 1000
 
-    before = read_progress("train", spec)
+    before = read_progress("train", endless)
     assert before
-    third = started("--seed", "1", overrides=ENDLESS)
-    assert wait_for_progress(spec, lambda progress: progress.time > before.time).done >= saved
+    third = started_endless()
+    assert wait_for_progress(endless, lambda progress: progress.time > before.time).done >= saved
     third.send_signal(signal.SIGINT)
     third.communicate(timeout=60)
     wait_for(lambda: job_status(attempt=2) == "STOPPED")
@@ -277,9 +303,6 @@ def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(stack: Settings
     ("arguments", "words"),
     [
         (["progressive_gn", "--dataset", "digits"], "did you mean progressive_gan"),
-        (["progressive_gan", "--dataset", "digit"], "did you mean digits"),
-        (["progressive_gan", "--dataset", "digits", "--preset", "dem"], "did you mean demo"),
-        (["progressive_gan", "--dataset", "digits", "--set", "latnt=3"], "did you mean latent"),
         (["progressive_gan", "--dataset", "digits", "--set", "resolution=12"], "power of two"),
     ],
 )
