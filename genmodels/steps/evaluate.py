@@ -58,8 +58,8 @@ def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
         report = load_report("evaluate", spec, EvaluationReport)
         if report and report.protocol == protocol:
             return report
-        looks = len(task.real) * task.count
-        tracker.total = looks * (2 + (1 + len(extractors)) * (3 + len(task.baselines)))
+        judged = 2 if store().exists(_anchors_key(protocol)) else 3 + len(task.baselines)
+        tracker.total = len(task.real) * task.count * (2 + judged * (1 + len(extractors)))
         likeness = partial(measures.likeness, task.real, extractors=extractors, progress=tracker)
         anchors = _anchors(task, protocol, likeness)
         made = task.make(model, replicates=REPLICATES, progress=partial(tracker, "generate"))
@@ -144,8 +144,7 @@ def _protocol(manifest: Manifest, task: Task, extractors: list[Extractor]) -> di
 
 def _anchors(task: Task, protocol: dict[str, Any], likeness: Callable[..., dict[str, Estimate]]) -> Anchors:
     """Measured once for a protocol, and kept."""
-    key = f"evaluations/{digest(protocol)}.json"
-    if anchors := store().get_record(key, Anchors):
+    if anchors := store().get_record(_anchors_key(protocol), Anchors):
         return anchors
     floor = likeness(task.floor.images, replicates=0) | task.floor.measured
     baselines = [
@@ -153,8 +152,12 @@ def _anchors(task: Task, protocol: dict[str, Any], likeness: Callable[..., dict[
         for name, images in task.baselines.items()
     ]
     anchors = Anchors(floor={name: score.value for name, score in floor.items()}, baselines=baselines)
-    store().put_record(key, anchors)
+    store().put_record(_anchors_key(protocol), anchors)
     return anchors
+
+
+def _anchors_key(protocol: dict[str, Any]) -> str:
+    return f"evaluations/{digest(protocol)}.json"
 
 
 def _metric(name: str, score: Estimate, floor: float | None = None, untrained: float | None = None) -> Metric:

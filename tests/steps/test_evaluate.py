@@ -94,6 +94,9 @@ def test_scores_of_another_protocol_are_made_again(s3: Settings):
     outdated = first.model_copy(update={"protocol": first.protocol | {"version": 0}, "metrics": first.metrics[:1]})
     store().put_record(report_key("evaluate", spec), outdated)
     again = evaluate(spec)
+    progress = read_progress("evaluate", spec)
+    assert progress
+    assert progress.done == progress.total  # though floor and baselines were there already
     assert again.protocol == first.protocol
     assert again.metrics == first.metrics
 
