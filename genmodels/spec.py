@@ -125,10 +125,15 @@ class Metric(Record):
 
     @property
     def gap_closed(self) -> float | None:
-        """(untrained - model) / (untrained - floor): 0 is the untrained model, 1 is real data."""
-        if self.floor is None or self.untrained is None or self.untrained == self.floor:
+        """(untrained - model) / (untrained - floor): 0 is the untrained model, 1 is real data.
+
+        None where there is no gap: MS-SSIM, say, finds an untrained model's noise more diverse than real images.
+        """
+        if self.floor is None or self.untrained is None:
             return None
-        return (self.untrained - self.value) / (self.untrained - self.floor)
+        gap = self.untrained - self.floor
+        has_gap = gap > 0 if self.better == "lower" else gap < 0
+        return (self.untrained - self.value) / gap if has_gap else None
 
 
 class EvaluationReport(Record):
