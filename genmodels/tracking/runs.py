@@ -33,7 +33,7 @@ MAX_METRICS, MAX_PARAMETERS, MAX_PARAMETER_LENGTH = 1000, 100, 6000  # what MLfl
 METRIC_NAME = re.compile(r"(?!images/)[\w\-. /:]{1,250}", re.ASCII)
 IMAGE_NAME = re.compile(r"[\w\-. /]{1,100}", re.ASCII)
 IMAGE_FILE = re.compile(r"(images/[^+]+)\+step\+(\d+)\+timestamp\+\d+\+[^+]+\.png")
-THUMBNAIL_PIXELS = 256
+THUMBNAIL_PIXELS = 1024
 DELIVERY_SECONDS = 1.0
 SYSTEM_SECONDS = 10.0
 
@@ -395,11 +395,13 @@ def _metric(entry: Entry) -> dict[str, Any]:
 
 
 def _thumbnail(path: Path) -> bytes:
-    """A WebP picture of the size that MLflow's charts show; small pictures keep their pixels as squares."""
+    """The WebP picture that MLflow's charts show, never larger than it is: so it is as large as a chart over the whole
+    window. The pixels of small pictures become squares."""
     with Image.open(path) as image:
-        scale = THUMBNAIL_PIXELS / max(image.size)
+        largest = max(image.size)
+        scale = THUMBNAIL_PIXELS // largest if largest <= THUMBNAIL_PIXELS else THUMBNAIL_PIXELS / largest
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+        resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
         file = io.BytesIO()
         image.convert("RGB").resize(size, resample).save(file, "WEBP", quality=90)
     return file.getvalue()

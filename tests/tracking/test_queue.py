@@ -119,7 +119,7 @@ def test_pictures_come_back_as_they_were_logged(bare_run: str, mlflow_process: M
         for path in (png, webp)
     )
     assert np.array_equal(picture, pixels)
-    assert thumbnail.shape == (256, 128, 3)
+    assert thumbnail.shape == (51 * 20, 51 * 10, 3)
     assert list(tmp_path.iterdir()) == [tmp_path / "queue.jsonl"]
 
 
