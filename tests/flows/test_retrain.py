@@ -256,27 +256,26 @@ def started_endless() -> Iterator[Callable[[], subprocess.Popen[str]]]:
 def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(
     stack: Settings, endless: RunSpec, started_endless: Callable[[], subprocess.Popen[str]], page: Page
 ):
-    def job_status(attempt: int) -> str:
+    def job_and_status() -> tuple[str, str]:
         job = latest_job("train", endless)
         assert job
-        assert job.attempt == attempt
         info = job.info()
         assert info
-        return info.status
+        return job.id, info.status
 
     first = started_endless()
     wait_for_progress(endless, lambda progress: progress.done > 1000)
     first.kill()
     first.communicate()
-    assert job_status(attempt=1) == "RUNNING"
+    job, status = job_and_status()
+    assert status == "RUNNING"
 
     second = started_endless()
     assert second.stderr
     address = next(line for line in second.stderr if line.startswith("Follow it at")).split()[-1]
     run = address.rpartition("/")[2]
-    wait_for(lambda: states(stack, run).get("train progressive_gan") == "Running")
-    wait_for(lambda: prefect(stack, f"flow_runs/{run}")["labels"].get("genmodels.ray_job"))
-    assert job_status(attempt=1) == "RUNNING", "the second flow attached to the job of the first"
+    wait_for(lambda: prefect(stack, f"flow_runs/{run}")["labels"].get("genmodels.ray_job") == job)
+    assert job_and_status() == (job, "RUNNING"), "the second flow follows the job of the first"
 
     page.goto(address)
     page.get_by_role("button", name="Cancel").click()
@@ -284,10 +283,10 @@ def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(
     wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "CANCELLED")
     assert second.wait(timeout=60) == 1
     assert "was cancelled in Prefect; start it again" in second.stderr.read()
-    assert job_status(attempt=1) == "STOPPED"
+    assert job_and_status() == (job, "STOPPED")
     assert states(stack, run)["train progressive_gan"] == "Cancelled"
-    checkpoints = [info.key for info in store().list(f"{folder('train', endless)}/checkpoints/")]
-    saved = int(checkpoints[-1].rpartition("/")[2].removesuffix(".pt"))
+    *_, newest = store().list(f"{folder('train', endless)}/checkpoints/")
+    saved = int(newest.key.rpartition("/")[2].removesuffix(".pt"))
     assert saved > 1000
 
     before = read_progress("train", endless)
@@ -296,7 +295,8 @@ def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(
     assert wait_for_progress(endless, lambda progress: progress.time > before.time).done >= saved
     third.send_signal(signal.SIGINT)
     third.communicate(timeout=60)
-    wait_for(lambda: job_status(attempt=2) == "STOPPED")
+    wait_for(lambda: job_and_status()[1] == "STOPPED")
+    assert job_and_status()[0] != job
 
 
 @pytest.mark.parametrize(
