@@ -23,8 +23,8 @@ def lease(name: str, *, seconds: float = 60.0, patience_seconds: float = 120.0) 
     """Hold `name` for at most that long; raises UnavailableError if others keep it longer than the patience.
 
     Holders are numbered. Whoever finds the last one gone, because it said so or its time is over, writes the next
-    number, and a conditional put lets only one do so: there is no moment in which an old lock is taken away and two
-    could put a new one. A holder that died delays the next by `seconds`; clocks may differ by much less than that.
+    number, and a conditional put lets only one do so. No number is ever taken away: else one who looked long ago could
+    write it again. A holder that died delays the next by `seconds`; clocks may differ by much less than that.
     """
     number = _acquire(name, seconds, patience_seconds)
     try:
@@ -41,7 +41,6 @@ def _acquire(name: str, seconds: float, patience_seconds: float) -> int:
         if not held or (last and (last.released or last.until < time.time())):
             number = int(held[-1].rsplit("/", 1)[1]) + 1 if held else 0
             if store().put_record(_key(name, number), Holding(until=time.time() + seconds), if_absent=True):
-                store().delete(held)
                 return number
         time.sleep(POLL_SECONDS)
     raise UnavailableError(f"Somebody else holds {name} for more than {patience_seconds:.0f} seconds; try again later.")

@@ -12,7 +12,7 @@ from genmodels.storage.objects import store
 from genmodels.tracking.lease import lease
 
 
-def test_one_holder_at_a_time(s3: Settings):
+def test_one_holder_at_a_time(s3: Settings, monkeypatch: pytest.MonkeyPatch):
     inside, most = [0], [0]
     guard = threading.Lock()
 
@@ -21,14 +21,15 @@ def test_one_holder_at_a_time(s3: Settings):
             with guard:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
-            time.sleep(0.02)
+            time.sleep(0.005)
             with guard:
                 inside[0] -= 1
 
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(work, range(12)))
+    monkeypatch.setattr("genmodels.tracking.lease.POLL_SECONDS", 0.005)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(40)))
     assert most == [1]
-    assert len(list(store().list("locks/test/one/"))) == 1
+    assert len(list(store().list("locks/test/one/"))) == 40
 
 
 def test_a_holder_that_died_is_succeeded_when_its_time_is_over(s3: Settings):
