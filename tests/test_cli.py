@@ -160,7 +160,7 @@ def test_bench_reports_what_it_measured() -> None:
 def test_a_spec_is_taken_from_a_file_from_an_address_and_from_standard_input(s3: Settings, tmp_path: Path) -> None:
     from genmodels.storage.objects import store
 
-    text = spec_of()
+    text = spec_of("progressive_gan", "-d", "digits", "--set", "resolution=4")  # at which no other test prepares it
     unprepared = genmodels("train", "-", stdin=text)
     assert unprepared.returncode == 2
     assert "run `genmodels prepare` with this spec first" in unprepared.stderr
