@@ -9,6 +9,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import httpx
+import psutil
 from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments.runner import RunnerDeployment
@@ -27,7 +28,16 @@ from flows.artifacts import tracking_url
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import latest_job
 from genmodels.settings import settings
-from genmodels.spec import EvaluationReport, Metric, PrepareReport, Promotion, Record, RegisterReport, RunSpec
+from genmodels.spec import (
+    EvaluationReport,
+    Metric,
+    PrepareReport,
+    Promotion,
+    Record,
+    RegisterReport,
+    RunSpec,
+    TrainReport,
+)
 from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
@@ -48,6 +58,7 @@ class Outcome(Record):
     )
     dataset_digest: str
     seconds: dict[str, float] = Field(description="by step, as waited for in this run")
+    startup_seconds: float | None = Field(None, description="from the command to the first optimiser step of this run")
     addresses: dict[str, str] = Field(
         description="of the flow run in Prefect, the run in MLflow, the training's Ray job"
     )
@@ -112,7 +123,7 @@ def retrain(
         spec = resolve(model, dataset, preset, overrides, seed, workers)
         prepared: PrepareReport = done(steps.prepare, spec)
         spec = spec.with_dataset(prepared.dataset_digest)
-        done(steps.train, spec)
+        trained: TrainReport = done(steps.train, spec)
         evaluated: EvaluationReport = done(steps.evaluate, spec)
         registered: RegisterReport = done(steps.register, spec)
         promotion: Promotion = done(steps.promote, spec)
@@ -132,6 +143,7 @@ def retrain(
         },
         dataset_digest=prepared.dataset_digest,
         seconds=seconds,
+        startup_seconds=_startup_seconds(trained),
         addresses={
             "prefect": steps.flow_url(),
             "mlflow": tracking_url(registered.mlflow_run_id),
@@ -140,6 +152,13 @@ def retrain(
         pictures=evaluated.pictures,
     )
     return Completed(message=promotion.reason, data=outcome)
+
+
+def _startup_seconds(trained: TrainReport) -> float | None:
+    """From this process's start to training; None if training had begun before."""
+    began = psutil.Process().create_time()
+    first_step = trained.first_step_time.timestamp() if trained.first_step_time else 0.0
+    return round(first_step - began, 2) if first_step > began else None
 
 
 def _numbers(metric: Metric) -> dict[str, float | None]:
@@ -185,6 +204,8 @@ def retrain_now(
         finally:
             steps.watcher.reset(token)
     assert isinstance(outcome, Outcome)
+    if outcome.startup_seconds:
+        display.console.print(f"The first optimiser step came {outcome.startup_seconds:.1f} s after the start.")
     return outcome
 
 

@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from genmodels.errors import AccessError, GenmodelsError, UnavailableError
 from genmodels.settings import settings
 from genmodels.spec import Progress, RunSpec
-from genmodels.steps.reports import clear_failure, error_of, folder, read_failure, read_progress, report_key
+from genmodels.steps.reports import clear_failure, error_of, folder, is_done, read_failure, read_progress
 from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
@@ -212,7 +212,7 @@ def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | Non
     """
     job = latest_job(step, spec)
     info = job.info() if job else None
-    if job and info and (info.status in RUNNING or _is_done(info, step, spec)):
+    if job and info and (info.status in RUNNING or (info.status == "SUCCEEDED" and is_done(step, spec))):
         return job
     job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
     job.submit(links or {})
@@ -240,10 +240,6 @@ def this_job() -> dict[str, str]:
     was submitted with; nothing outside a job."""
     metadata = json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
     return {name: value for name, value in metadata.items() if value.startswith("http")}
-
-
-def _is_done(info: JobInfo, step: str, spec: RunSpec) -> bool:
-    return info.status == "SUCCEEDED" and store().exists(report_key(step, spec))
 
 
 class _LogTail:

@@ -107,6 +107,7 @@ class TrainReport(Record):
     images_per_second: float
     seconds: float = Field(description="time spent training, over all attempts")
     startup_seconds: float = Field(description="from the step's start to its first optimiser step")
+    first_step_time: datetime | None = Field(None, description="when that was")
     restarts: int
     rollbacks: int
     mlflow_run_id: str | None = None

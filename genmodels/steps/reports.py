@@ -5,16 +5,32 @@ All lie in the object store, so that whoever follows a step needs no connection 
 
 import logging
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
-from genmodels.spec import Progress, Record, RunSpec, digest
+from genmodels.spec import (
+    EvaluationReport,
+    PrepareReport,
+    Progress,
+    Record,
+    RegisterReport,
+    RunSpec,
+    TrainReport,
+    digest,
+)
 from genmodels.storage.objects import store
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
 WRITE_SECONDS = 1.0
+REPORTS: dict[str, type[Record]] = {
+    "prepare": PrepareReport,
+    "train": TrainReport,
+    "evaluate": EvaluationReport,
+    "register": RegisterReport,
+}
 
 
 class Failure(Record):
@@ -53,8 +69,22 @@ def progress_key(step: str, spec: RunSpec) -> str:
 
 
 def load_report(step: str, spec: RunSpec, kind: type[R]) -> R | None:
-    """The report of a step that is done; None if it is not."""
-    return store().get_record(report_key(step, spec), kind)
+    """The report of a step that is done; None if it is not, or if something that it left behind is gone."""
+    report = store().get_record(report_key(step, spec), kind)
+    return report if report and all(store().exists(key) for key in _left_behind(report)) else None
+
+
+def is_done(step: str, spec: RunSpec) -> bool:
+    """Whether a step's report is there, and all that it left behind."""
+    return load_report(step, spec, REPORTS[step]) is not None
+
+
+def _left_behind(report: Record) -> Iterator[str]:
+    """Keys of the objects that a report names by their addresses."""
+    for value in report.model_dump().values():
+        for address in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(address, str) and address.startswith(store().uri("")):
+                yield address.removeprefix(store().uri(""))
 
 
 def save_report(step: str, spec: RunSpec, report: Record) -> None:

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -139,6 +140,7 @@ def _work(spec: RunSpec, task: dict[str, Any]) -> None:
         images_per_second=engine.position.images / outcome.seconds,
         seconds=outcome.seconds,
         startup_seconds=outcome.first_step_time - task["started"],
+        first_step_time=datetime.fromtimestamp(outcome.first_step_time, UTC),
         restarts=outcome.restarts,
         rollbacks=engine.position.rollbacks,
         mlflow_run_id=watch.run_id,
