@@ -138,9 +138,9 @@ def test_files_that_are_not_the_registered_ones_are_refused(tracking: Settings, 
 def test_an_extractor_is_registered_once(tracking: Settings):
     torch.manual_seed(0)
     classifier = Classifier(1, 10, 8).eval()
-    facts = {"dataset": "digits", "dataset_digest": "0" * 64, "resolution": 8, "channels": 1, "classes": 10}
+    facts = {"dataset": "numerals", "dataset_digest": "0" * 64, "resolution": 8, "channels": 1, "classes": 10}
     first = register_extractor(classifier, **facts, accuracy=0.97)
     assert register_extractor(classifier, **facts, accuracy=0.97).version == first.version
-    version = Registry().find("models:/classifier.digits/1")
+    version = Registry().find("models:/classifier.numerals/1")
     assert version.tags["accuracy"] == "0.9700"
     assert json.loads(Registry().model_tags(version)["export"])["kind"] == "classifies"
