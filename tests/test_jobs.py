@@ -94,7 +94,7 @@ def test_an_end_without_a_word_is_told_by_the_exit_code(
 
 
 def test_a_stopped_job_is_an_error_that_does_not_pass(pictures: RunSpec):
-    job = job_running("sleep 300", pictures)
+    job = job_running("python -c 'import time; time.sleep(300)'", pictures)  # stops at SIGINT, as a step does
     following = job.follow()
     next(following)
     job.stop()
