@@ -22,6 +22,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
@@ -68,6 +69,13 @@ def best_effort(publish: Callable[P, None]) -> Callable[P, None]:
     return published
 
 
+def client() -> SyncPrefectClient:
+    """The connection of the task that this process is in."""
+    context = TaskRunContext.get()
+    assert context and isinstance(context.client, SyncPrefectClient), "called by tasks only"
+    return context.client
+
+
 class Live:
     """The artifacts of a step while it runs: its progress, and the samples of a training."""
 
@@ -111,15 +119,12 @@ class Live:
         if found is None:
             return
         self._images_shown, png = found
-        description = (
-            f"Samples of {self.spec.model} after {self._images_shown:,} images, from the same latents every time"
-        )
+        description = f"{self.spec.model} on {self.spec.dataset} after {self._images_shown:,} images"
         if self._samples_id is None:
             key = _key("samples", self.spec)
             self._samples_id = cast(UUID, create_image_artifact(_data_uri(png), key, description))
         else:
-            client = TaskRunContext.get().client  # pyright: ignore[reportOptionalMemberAccess]
-            client.update_artifact(self._samples_id, ArtifactUpdate(data=_data_uri(png), description=description))  # pyright: ignore
+            client().update_artifact(self._samples_id, ArtifactUpdate(data=_data_uri(png), description=description))
 
     @best_effort
     def _publish_run(self) -> None:

@@ -121,14 +121,15 @@ def retrain(
 
     try:
         spec = resolve(model, dataset, preset, overrides, seed, workers)
+    except GenmodelsError as error:
+        return Failed(message=f"Nothing was started: {error}", data=error)
+    try:
         prepared: PrepareReport = done(steps.prepare, spec)
         spec = spec.with_dataset(prepared.dataset_digest)
         trained: TrainReport = done(steps.train, spec)
         evaluated: EvaluationReport = done(steps.evaluate, spec)
         registered: RegisterReport = done(steps.register, spec)
         promotion: Promotion = done(steps.promote, spec)
-    except GenmodelsError as error:
-        return Failed(message=f"Nothing was started: {error}", data=error)
     except _Ended as ended:
         state = ended.state  # a new one: that of a task would be summed up as "1/1 states failed"
         return State(type=state.type, message=state.message, data=state.result(raise_on_failure=False))
@@ -138,9 +139,7 @@ def retrain(
         version=registered.version,
         aliases=sorted(Registry().find(registered.model_uri).aliases),
         promotion=promotion.reason,
-        metrics={
-            m.name: m.model_dump(exclude={"name", "better"}) | {"gap_closed": m.gap_closed} for m in evaluated.metrics
-        },
+        metrics={metric.name: _numbers(metric) for metric in evaluated.metrics},
         dataset_digest=prepared.dataset_digest,
         seconds=seconds,
         startup_seconds=_startup_seconds(trained),

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeVar
 from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType, TaskRun
-from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
@@ -20,7 +19,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 from prefect.utilities.urls import url_for
 
-from flows.artifacts import Every, Live, dataset_table, decision, link, metrics_table
+from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import Job, attach_or_submit, stop_job
 from genmodels.spec import (
@@ -32,7 +31,9 @@ from genmodels.spec import (
     RunSpec,
     TrainReport,
 )
+from genmodels.steps.prepare import prepared
 from genmodels.steps.reports import load_report
+from genmodels.tracking import promotion
 
 R = TypeVar("R", bound=Record)
 
@@ -69,7 +70,7 @@ STEP: dict[str, Any] = {
 @task(name="prepare", task_run_name="prepare {spec.dataset}", **STEP)
 def prepare(spec: RunSpec) -> State:
     """Download, check and preprocess the data set, unless that is done."""
-    return _run("prepare", spec, PrepareReport, dataset_table)
+    return _run("prepare", spec, PrepareReport, publish=dataset_table, done_before=prepared)
 
 
 @task(name="train", task_run_name="train {spec.model}", **STEP)
@@ -81,7 +82,7 @@ def train(spec: RunSpec) -> State:
 @task(name="evaluate", task_run_name="evaluate {spec.model}", **STEP)
 def evaluate(spec: RunSpec) -> State:
     """Measure the trained model beside real data and the untrained model."""
-    return _run("evaluate", spec, EvaluationReport, metrics_table)
+    return _run("evaluate", spec, EvaluationReport, publish=metrics_table)
 
 
 @task(name="register", task_run_name="register {spec.model}", **STEP)
@@ -93,8 +94,6 @@ def register(spec: RunSpec) -> State:
 @task(name="promote", task_run_name="promote {spec.model}", **STEP)
 def promote(spec: RunSpec) -> State:
     """Make the challenger the champion, if it is better beyond the noise."""
-    from genmodels.tracking import promotion
-
     try:
         outcome = promotion.promote(spec)
     except GenmodelsError as error:
@@ -110,10 +109,17 @@ def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
         stop_job(str(job_id))
 
 
-def _run(step: str, spec: RunSpec, kind: type[R], publish: Callable[[R, RunSpec], None] | None = None) -> State:
+def _run(
+    step: str,
+    spec: RunSpec,
+    kind: type[R],
+    *,
+    publish: Callable[[R, RunSpec], None] | None = None,
+    done_before: Callable[[RunSpec], R | None] | None = None,
+) -> State:
     """The state a step's task ends in: with the report, or with the error and what will be done about it."""
     try:
-        report = load_report(step, spec, kind)
+        report = done_before(spec) if done_before else load_report(step, spec, kind)
         name = "Cached" if report else None
         if report:
             Live(step, spec).finish(before=True)
@@ -166,13 +172,18 @@ def _announce(job: Job) -> None:
     """Where the job is, and, for the hook that stops it, its id."""
     get_run_logger().info("Following Ray job %s", job.url)
     link(f"{job.step}-job", f"Ray job {job.id}", job.url, job.spec)
-    _client().update_flow_run_labels(flow_run.id, {JOB_LABEL: job.id})
+    _label(job.id)
+
+
+@best_effort
+def _label(job_id: str) -> None:
+    client().update_flow_run_labels(flow_run.id, {JOB_LABEL: job_id})
 
 
 def _is_cancelled() -> bool:
     """Whether somebody cancelled this flow run in Prefect; without a runner above this process nobody else looks."""
     try:
-        state = _client().read_flow_run(flow_run.id).state
+        state = client().read_flow_run(flow_run.id).state
     except Exception:  # Prefect is away; the job goes on
         return False
     return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
@@ -181,12 +192,6 @@ def _is_cancelled() -> bool:
 def flow_url() -> str:
     """This flow run's page."""
     return url_for("flow-run", obj_id=flow_run.id) or ""
-
-
-def _client() -> Any:
-    context = TaskRunContext.get()
-    assert context, "called by tasks only"
-    return context.client
 
 
 class _LogRelay:

@@ -159,19 +159,26 @@ class Job:
         own error if it failed, UnavailableError if the job was lost, GenmodelsError if somebody stopped it.
         """
         tail = _LogTail(self.cluster, self.id)
-        info, answered = JobInfo(status="PENDING"), time.monotonic()
-        while info.status in RUNNING:
-            yield Update(self._progress(), tail.lines())
-            time.sleep(interval_seconds)
+        answered = time.monotonic()
+        while True:
+            lines: list[str] = []
             try:
-                known = self.info()
+                info = self.info()
             except UnavailableError:
                 if time.monotonic() - answered > patience_seconds:
                     raise
-                continue
-            if known is None:
-                raise UnavailableError(f"The Ray cluster at {self.cluster.url} was restarted and lost job {self.id}.")
-            info, answered = known, time.monotonic()
+            else:
+                if info is None:
+                    raise UnavailableError(
+                        f"The Ray cluster at {self.cluster.url} was restarted and lost job {self.id}."
+                    )
+                if info.status not in RUNNING:
+                    break
+                answered = time.monotonic()
+                # Only now, when the job is known: Ray logs the headers, token and all, of a tail it cannot open.
+                lines = tail.lines()
+            yield Update(self._progress(), lines)
+            time.sleep(interval_seconds)
         yield Update(self._progress(), tail.close())
         if info.status != "SUCCEEDED":
             raise self._error(info)

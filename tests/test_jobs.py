@@ -53,7 +53,6 @@ def test_two_submitters_at_once_have_one_job(stack: Settings, pictures: RunSpec)
     assert sum(report.rows.values()) == 16
     assert lines[-1] == report.model_dump_json()
     assert not [line for line in lines if "Runtime env" in line or "Running entrypoint" in line]
-    assert attach_or_submit("prepare", pictures).id == jobs[0].id, "a job that has left its report is not done again"
 
     known = jobs[0].cluster.session.get(f"{jobs[0].cluster.url}/api/jobs/{jobs[0].id}").text
     assert links["prefect_flow_run"] in known

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from genmodels.data.catalogue import CatalogueEntry, find
+from genmodels.data.download import BytesDone
 from genmodels.data.manifest import cache_folder, publish, whats_missing
 from genmodels.data.preprocess import VERSION, preprocess
 from genmodels.errors import SpecError
@@ -34,13 +35,27 @@ def prepare(spec: RunSpec, *, ray: bool = False) -> PrepareReport:
         raise SpecError(f"resolution={resolution} is too small; the pyramid ends at 4×4.")
     progress = _Rates(ProgressWriter(progress_key("prepare", spec)))
     try:
-        request = digest([spec.dataset_name, entry.identity(progress.download), resolution, VERSION])
-        report = _found(f"prepared/{request}.json", spec) or _made(spec, entry, resolution, progress, ray)
-        store().put_record(f"prepared/{request}.json", report)
+        key = _key(spec, entry, progress.download)
+        report = _found(key, spec) or _made(spec, entry, resolution, progress, ray)
+        store().put_record(key, report)
     finally:
         progress.close()
     save_report("prepare", spec, report)
     return report
+
+
+def prepared(spec: RunSpec) -> PrepareReport | None:
+    """The report of what was prepared from the same source, as it is now, in the same way, if all of it is there; None
+    if not, or if only a download can tell."""
+    entry = find(spec.dataset)
+    if any(file.sha256 is None for file in entry.files):
+        return None
+    return _found(_key(spec, entry, lambda done, total: None), spec)
+
+
+def _key(spec: RunSpec, entry: CatalogueEntry, progress: BytesDone) -> str:
+    identity = entry.identity(progress)
+    return f"prepared/{digest([spec.dataset_name, identity, int(spec.config['resolution']), VERSION])}.json"
 
 
 def _found(key: str, spec: RunSpec) -> PrepareReport | None:

@@ -12,7 +12,6 @@ from typing import TypeVar
 from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
 from genmodels.spec import (
     EvaluationReport,
-    PrepareReport,
     Progress,
     Record,
     RegisterReport,
@@ -26,7 +25,6 @@ R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
 WRITE_SECONDS = 1.0
 REPORTS: dict[str, type[Record]] = {
-    "prepare": PrepareReport,
     "train": TrainReport,
     "evaluate": EvaluationReport,
     "register": RegisterReport,
@@ -75,8 +73,9 @@ def load_report(step: str, spec: RunSpec, kind: type[R]) -> R | None:
 
 
 def is_done(step: str, spec: RunSpec) -> bool:
-    """Whether a step's report is there, and all that it left behind."""
-    return load_report(step, spec, REPORTS[step]) is not None
+    """Whether a step's report is there, and all that it left behind. Never so for `prepare`, whose report stands under
+    the data set's name: only the step itself knows whether the source is still what it was."""
+    return step != "prepare" and load_report(step, spec, REPORTS[step]) is not None
 
 
 def _left_behind(report: Record) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from tenacity import Retrying, stop_after_attempt
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
 from genmodels.errors import AccessError, GenmodelsError, UnavailableError
 from genmodels.settings import settings
@@ -25,14 +25,23 @@ class EntityExists(GenmodelsError):
     """MLflow already has an experiment or a model of that name."""
 
 
+class WriteConflict(UnavailableError):
+    """Two requests wrote the same row at once, and MLflow turned this one away: it looks, then inserts."""
+
+
 class TrackingServer:
-    """MLflow's server of the settings; each request is repeated as `retrying` says, and without it is not.
-    Not safe to share between threads."""
+    """MLflow's server of the settings; each request is repeated as `retrying` says, and without it only when it met
+    another that wrote the same. Not safe to share between threads."""
 
     def __init__(self, retrying: Retrying | None = None):
         self.url = settings().mlflow_url.rstrip("/")
         self.session = requests.Session()
-        self._retrying = retrying or Retrying(stop=stop_after_attempt(1), reraise=True)
+        self._retrying = retrying or Retrying(
+            retry=retry_if_exception_type(WriteConflict),
+            wait=wait_random(0, 0.5),
+            stop=stop_after_attempt(5),
+            reraise=True,
+        )
 
     def get(self, call: str, **query: Any) -> dict[str, Any]:
         """The JSON answer of GET api/2.0/mlflow/CALL; raises as `send` does."""
@@ -82,6 +91,8 @@ def _refusal(url: str, path: str, answer: requests.Response) -> GenmodelsError:
         return MissingEntity(f"MLflow at {url}: {message}")
     if code == "RESOURCE_ALREADY_EXISTS":
         return EntityExists(f"MLflow at {url}: {message}")
+    if "UNIQUE constraint failed" in message or "UniqueViolation" in message:  # SQLite's words, PostgreSQL's
+        return WriteConflict(f"The MLflow server at {url} met another writer on {path}: {message}")
     if answer.status_code >= 500 or answer.status_code == 429:
         return UnavailableError(f"The MLflow server at {url} failed on {path} ({answer.status_code}): {message}")
     return GenmodelsError(f"The MLflow server at {url} refused {path} ({answer.status_code}): {message}")

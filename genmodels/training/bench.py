@@ -64,7 +64,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     stage = model.stages()[-1]
-    engine = _engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
+    engine = endless_engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
     say("counting FLOPs")
     flops, forward = _flops(engine)
     shown = engine.stage.batch_images
@@ -91,8 +91,8 @@ def bench(
     )
 
 
-def _engine(model: GenerativeModel, stage: Stage, training: TrainingSpec | None) -> Engine:
-    """An engine that stays for ever in a stage which the model believes to be almost over."""
+def endless_engine(model: GenerativeModel, stage: Stage, training: TrainingSpec | None = None) -> Engine:
+    """An engine that stays for ever in a stage which the model believes to be almost over; on random data."""
     grown = Position(images_in_stage=stage.images - 1, step=0)
     endless = replace(stage, images=2**62)
     model.stages = lambda: [endless]  # type: ignore[method-assign]

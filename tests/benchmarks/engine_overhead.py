@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmodels.data.loader import Loader
 from genmodels.models import build
 from genmodels.models.base import DataInfo, GenerativeModel
-from genmodels.training.bench import random_data
-from genmodels.training.engine import Engine
+from genmodels.training.bench import endless_engine, random_data
 from genmodels.training.workers import Workers
 
 BLOCKS, STEPS = 30, 10
@@ -93,13 +91,7 @@ def plain_loop(name: str) -> Callable[[], None]:
 
 def engine_loop(name: str) -> Callable[[], None]:
     model = model_of(name)
-    stage = model.stages()[-1]
-    data = random_data(stage.inputs, 3, 0)
-    engine = Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))
-    while engine.stage.name != stage.name:
-        engine._begin_stage(type(engine.position)(stage=engine.position.stage + 1))
-    engine.position = type(engine.position)(stage=len(engine.stages) - 1, images_in_stage=stage.images // 2)
-    return engine.step
+    return endless_engine(model, model.stages()[-1]).step
 
 
 def seconds(step: Callable[[], None]) -> float:

