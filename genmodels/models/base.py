@@ -223,3 +223,26 @@ class Translates(Protocol):
     domains: tuple[str, ...]
 
     def translate(self, images: Tensor, target: str) -> Tensor: ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Carries images, (n, C, H, W) in [-1, 1], to codes, (n, D), and codes back to images."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ScoresDensity(Protocol):
+    """Log-likelihood of images, (n, C, H, W) in [-1, 1], in nats, (n,): ln P of the pixels rounded to `levels` values.
+
+    `likelihood` says whether it is exact or a lower bound; `generator` is for what is drawn to find it (latents,
+    dequantisation noise).
+    """
+
+    levels: int
+    likelihood: str
+
+    def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor: ...
