@@ -24,7 +24,6 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from flows import steps
-from flows.artifacts import tracking_url
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import latest_job
 from genmodels.settings import settings
@@ -41,6 +40,7 @@ from genmodels.spec import (
 from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
+from genmodels.tracking.runs import run_page
 
 DEPLOYMENT = "on-demand"
 
@@ -145,7 +145,7 @@ def retrain(
         startup_seconds=_startup_seconds(trained),
         addresses={
             "prefect": steps.flow_url(),
-            "mlflow": tracking_url(registered.mlflow_run_id),
+            "mlflow": run_page(registered.mlflow_run_id),
             "ray": _training_url(spec),
         },
         pictures=evaluated.pictures,

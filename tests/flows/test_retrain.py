@@ -126,7 +126,7 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     assert store().exists(f"runs/{outcome['run_key']}/weights.safetensors")
     assert all(store().read(address) for address in outcome["pictures"].values())
 
-    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2]
+    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2].partition("?")[0]
     run = requests.get(f"{stack.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
     tags = {tag["key"]: tag["value"] for tag in run["run"]["data"]["tags"]}
     assert tags["run_key"] == outcome["run_key"]

@@ -9,9 +9,10 @@ from playwright.sync_api import Page, expect
 from genmodels.settings import Settings
 from genmodels.steps.register import register
 from genmodels.tracking.rest import TrackingServer
+from genmodels.tracking.runs import run_page
 
 
-def test_two_runs_are_compared_by_what_differs_and_by_every_metric(tracking: Settings, page: Page):
+def test_two_runs_are_compared_and_each_shows_its_pictures(tracking: Settings, page: Page):
     specs = [
         finished_run("progressive_gan", "digits", f"latent={latent}", seed=210, value=value)
         for latent, value in ((48, 0.25), (96, 0.75))
@@ -28,3 +29,11 @@ def test_two_runs_are_compared_by_what_differs_and_by_every_metric(tracking: Set
     page.get_by_label("Show diff only").first.click()
     expect(page.get_by_role("row", name="latent 48 96", exact=True)).to_be_visible()
     expect(page.get_by_role("row", name="resolution 8 8", exact=True)).to_be_hidden()
+
+    page.goto(run_page(runs[0]))
+    expect(page.get_by_text("Registered models")).to_be_visible()
+    expect(page.get_by_text("Model registry")).to_be_visible()  # in the menu of the pages for training alone
+    page.get_by_text("Artifacts", exact=True).last.click()
+    page.get_by_text("evaluation", exact=True).click()
+    page.get_by_text("contact_sheet.png").first.click()
+    expect(page.locator('img[src^="blob:"]').first).to_be_visible()

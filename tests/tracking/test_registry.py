@@ -62,7 +62,9 @@ def predicted_by(python: Path, uri: str, call: str, folder: Path) -> np.ndarray:
     return np.load(folder / "images.npy", allow_pickle=False)
 
 
-def test_the_champion_is_sampled_in_one_line_without_this_project(without_champion: str, elsewhere: Path, tmp_path: Path):
+def test_the_champion_is_sampled_in_one_line_without_this_project(
+    without_champion: str, elsewhere: Path, tmp_path: Path
+):
     spec = finished_run("progressive_gan", "digits", "conditional=true", seed=200)
     report = register(spec)
     promote(spec)
