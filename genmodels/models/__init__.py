@@ -7,10 +7,16 @@ import torch
 from genmodels.errors import unknown
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
+from genmodels.models.dcgan import DCGAN
+from genmodels.models.gan import GAN
+from genmodels.models.infogan import InfoGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "cyclegan": CycleGAN,
+    "dcgan": DCGAN,
+    "gan": GAN,
+    "infogan": InfoGAN,
     "progressive_gan": ProgressiveGAN,
 }
 

@@ -19,17 +19,39 @@ SMALL_GROWING = {
     "fade_images": 32,
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
+SMALL_DCGAN = {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4}
+SMALL_INFOGAN = {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
         SMALL_GROWING | {"adversarial_loss": "hinge", "r1_gamma": 1.0, "r1_interval_steps": 1, "conditional": True},
     ),
+    "progressive_gan-relativistic-r2-consistency": (
+        "progressive_gan",
+        SMALL_GROWING
+        | {
+            "adversarial_loss": "relativistic_average",
+            "r2_gamma": 1.0,
+            "r1_interval_steps": 1,
+            "consistency_weight": 1,
+        },
+    ),
     "cyclegan-pool": ("cyclegan", SMALL_CYCLE | {"discriminator_layers": 1, "batch_images": 4, "pool_images": 6}),
     "cyclegan-wgan_gp": (
         "cyclegan",
         SMALL_CYCLE | {"discriminator_layers": 1, "batch_images": 4, "adversarial_loss": "wgan_gp"},
     ),
+    "gan": ("gan", SMALL_GAN),
+    "dcgan": ("dcgan", SMALL_DCGAN | {"batch_images": 8}),
+    "dcgan-wgan_lp-r1-steps": (
+        "dcgan",
+        SMALL_DCGAN
+        | {"batch_images": 8, "adversarial_loss": "wgan_lp", "r1_gamma": 1.0, "r1_interval_steps": 1}
+        | {"discriminator_steps": 2},
+    ),
+    "infogan": ("infogan", SMALL_INFOGAN | {"batch_images": 8}),
 }
 
 
