@@ -5,11 +5,13 @@ from typing import Any
 import torch
 
 from genmodels.errors import unknown
+from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "autoencoder": Autoencoder,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,
 }

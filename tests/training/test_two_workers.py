@@ -20,6 +20,7 @@ SMALL_GROWING = {
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
