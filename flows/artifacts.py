@@ -169,7 +169,7 @@ def decision(promotion: Promotion, spec: RunSpec) -> None:
 def _row(metric: Metric, primary: bool) -> dict[str, str]:
     gap = metric.gap_closed
     return {
-        "metric": f"{metric.name} (primary)" if primary else metric.name,
+        "metric": f"{metric.title} (primary)" if primary else metric.title,
         "value": _number(metric.value),
         "interval": f"{_number(metric.low)} – {_number(metric.high)}",
         "floor (real data)": _number(metric.floor),

@@ -29,6 +29,7 @@ RUN = "A run"
 STEPS = "One step by hand, in this process: no Prefect, no Ray"
 USE = "Trained models"
 KNOW = "What there is"
+CAPABILITIES = ("sample", "translate", "encode", "log_likelihood")
 
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of the output.")]
 Model = Annotated[str, typer.Argument(help="A name from `genmodels models`.")]
@@ -296,7 +297,7 @@ def models(as_json: AsJson = False) -> None:
             "title": model.title,
             "kind": "unpaired" if model.unpaired else "images",
             "density": str(model.density),
-            "capabilities": [method for method in ("sample", "translate") if hasattr(model, method)],
+            "capabilities": [method for method in CAPABILITIES if hasattr(model, method)],
             "presets": list(model.Config.presets),
         }
         for name, model in MODELS.items()

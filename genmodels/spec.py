@@ -123,6 +123,12 @@ class Metric(Record):
     floor: float | None = Field(None, description="the same measure of real against held-out real images")
     untrained: float | None = Field(None, description="the same measure of the untrained model")
     better: Literal["lower", "higher"] = "lower"
+    note: str = Field("", description="what must be known to read it: of a likelihood, exact or a lower bound")
+
+    @property
+    def title(self) -> str:
+        """The name, with the note behind it."""
+        return f"{self.name} ({self.note})" if self.note else self.name
 
     @property
     def gap_closed(self) -> float | None:
@@ -146,7 +152,7 @@ class EvaluationReport(Record):
     protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
     pictures: dict[str, str] = Field(description="address of each picture, by name")
     not_offered: dict[str, str] = Field(
-        default_factory=dict, description="why a feature extractor was not used, by name"
+        default_factory=dict, description="why an axis was not judged or a feature extractor not used, by name"
     )
     seconds: float
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from genmodels.errors import unknown
+from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.dcgan import DCGAN
@@ -13,6 +14,7 @@ from genmodels.models.infogan import InfoGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "autoencoder": Autoencoder,
     "cyclegan": CycleGAN,
     "dcgan": DCGAN,
     "gan": GAN,

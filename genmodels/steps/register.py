@@ -156,7 +156,7 @@ DESCRIPTION = """\
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-images = {call}  # uint8, (N, H, W, C)
+{call}  # uint8, (N, H, W, C)
 ```
 """
 
@@ -166,14 +166,18 @@ def describe(
 ) -> str:
     """The version's page in markdown: what it is, its numbers, its pictures, how to load it."""
     rows = [
-        f"| {metric.name} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
+        f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
         f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} |"
         for metric in evaluation.metrics
     ]
     pictures = [
         f"![{name}](get-artifact?path=evaluation%2F{name}.png&run_uuid={run_id})" for name in evaluation.pictures
     ]
-    translating = f"model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})"
+    call = {
+        "samples": 'images = model.predict({"seed": [0, 1, 2, 3]})',
+        "translates": f"translated = model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})",
+        "reconstructs": "reconstructed = model.predict(images)",
+    }
     return DESCRIPTION.format(
         title=MODELS[spec.model].title,
         dataset=spec.dataset,
@@ -185,7 +189,7 @@ def describe(
         rows="\n".join(rows),
         pictures="\n".join(pictures),
         name=f"{spec.model}.{spec.dataset_name}",
-        call=translating if facts["kind"] == "translates" else 'model.predict({"seed": [0, 1, 2, 3]})',
+        call=call[facts["kind"]],
     )
 
 

@@ -126,7 +126,8 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 class ExportedModel(PythonModel):
     """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes);
-    one that translates takes images and the parameter `to`, one of its domains; one that classifies gives logits."""
+    one that translates takes images and the parameter `to`, one of its domains; one that reconstructs gives images back
+    from their codes, as every model with codes does by `encode` and `decode`; one that classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -147,6 +148,8 @@ class ExportedModel(PythonModel):
         """One image for each row of the input, the same for the same row whatever the others are."""
         if self.facts["kind"] == "translates":
             return self.translate(np.asarray(model_input), (params or {}).get("to") or self.facts["domains"][-1])
+        if self.facts["kind"] == "reconstructs":
+            return self.decode(self.encode(np.asarray(model_input)))
         if self.facts["kind"] == "classifies":
             return self._run(self.programs["logits"], [_scaled(np.asarray(model_input))]).numpy()
         seeds = [int(seed) for seed in model_input["seed"]]
@@ -166,6 +169,19 @@ class ExportedModel(PythonModel):
         if target not in self.programs:
             raise ValueError(f"There is no domain {target!r}; this model translates to {', '.join(self.programs)}.")
         return _images(self._run(self.programs[target], [_scaled(images)]))
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The codes of images, uint8 (N, H, W, C): float32 (N, D)."""
+        return self._run(self._coder("encode"), [_scaled(images)]).numpy()
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The images, uint8 (N, H, W, C), of codes, float32 (N, D)."""
+        return _images(self._run(self._coder("decode"), [torch.from_numpy(codes)]))
+
+    def _coder(self, name: str) -> torch.nn.Module:
+        if name not in self.programs:
+            raise ValueError("This model has no codes of images.")
+        return self.programs[name]
 
     def _draws(self, seed: int, label: int | None) -> list[Tensor]:
         """What the model itself draws, in the same order, for one image with a generator of this seed."""

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
-from genmodels.models.base import GenerativeModel, Samples, Translates
+from genmodels.models.base import Encodes, GenerativeModel, Samples, Translates
 from genmodels.settings import settings
 from genmodels.spec import RunSpec
 from genmodels.tracking import exported_model
@@ -40,18 +40,25 @@ def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int
     resolution = model.stages()[-1].resolution
     batch = _batch_images(resolution)
     facts: dict[str, Any] = {"resolution": resolution, "channels": channels, "batch": batch}
+    images = torch.zeros(batch, channels, resolution, resolution)
+    programs: dict[str, ExportedProgram] = {}
+    if isinstance(model, Encodes):
+        with torch.no_grad():
+            codes = model.encode(images)
+        programs["encode"] = _exported(model, model.encode, [images])
+        programs["decode"] = _exported(model, model.decode, [codes])
+        facts |= {"kind": "reconstructs", "codes": codes.shape[1]}
     if isinstance(model, Samples):
         conditional = any("label" in stage.inputs for stage in model.stages())
         draws = _draws(model, conditional)
-        programs = {"sample": _exported_sample(model, batch, draws, conditional)}
+        programs["sample"] = _exported_sample(model, batch, draws, conditional)
         facts |= {"kind": "samples", "draws": draws, "classes": classes if conditional else 0}
     elif isinstance(model, Translates):
-        images = torch.zeros(batch, channels, resolution, resolution)
         to = {target: partial(model.translate, target=target) for target in model.domains}
-        programs = {target: _exported(model, translate, [images]) for target, translate in to.items()}
+        programs |= {target: _exported(model, translate, [images]) for target, translate in to.items()}
         facts |= {"kind": "translates", "domains": list(model.domains)}
-    else:
-        raise SpecError(f"{spec.model} neither samples nor translates, so there is nothing to register of it.")
+    if not programs:
+        raise SpecError(f"{spec.model} neither samples, translates nor encodes, so there is nothing to register of it.")
     facts = _write(model, programs, facts, folder)
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
     return facts
@@ -132,6 +139,8 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
         labels = [ColSpec("long", "label", required=False)] if facts["classes"] else []
         example = pd.DataFrame({"seed": [0, 1]} | ({"label": [0, 1]} if labels else {}))
         return ModelSignature(Schema([ColSpec("long", "seed"), *labels]), images), example
+    if facts["kind"] == "reconstructs":
+        return ModelSignature(images, images), ramp
     if facts["kind"] == "translates":
         to = facts["domains"][-1]
         return ModelSignature(images, images, ParamSchema([ParamSpec("to", "string", to)])), (ramp, {"to": to})

@@ -177,6 +177,11 @@ def load(model_uri: str) -> Any:
 def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> np.ndarray:
     """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same."""
     model = load(model_uri)
+    if model.facts["kind"] == "reconstructs":
+        raise SpecError(
+            f"{model_uri} cannot sample: it carries images to codes and back, but defines no distribution to draw "
+            "codes from; take a model whose density is not `none` in `genmodels models`, such as vae."
+        )
     if model.facts["kind"] != "samples":
         raise SpecError(f"{model_uri} translates images and cannot sample; use `genmodels translate`.")
     if labels is not None and not model.facts["classes"]:
@@ -192,7 +197,9 @@ def translate(model_uri: str, images: np.ndarray, to: str) -> np.ndarray:
     """The images, uint8 (n, H, W, C) of the model's resolution, as if of the domain `to`."""
     model = load(model_uri)
     if model.facts["kind"] != "translates":
-        raise SpecError(f"{model_uri} samples images and cannot translate; use `genmodels sample`.")
+        raise SpecError(
+            f"{model_uri} {model.facts['kind']} images and cannot translate; take another, such as cyclegan."
+        )
     if to not in model.facts["domains"]:
         raise unknown("domain", to, model.facts["domains"])
     shape = (model.facts["resolution"], model.facts["resolution"], model.facts["channels"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genmodels.errors import SpecError
 from genmodels.evaluation.classifier import Classifier
 from genmodels.models import MODELS, build
-from genmodels.models.base import DataInfo, GenerativeModel, scaled
+from genmodels.models.base import DataInfo, Encodes, GenerativeModel, scaled
 from genmodels.spec import RunSpec
 from genmodels.tracking import packaging
 from genmodels.tracking.exported_model import ExportedModel, UnsafeProgram, load_program
@@ -69,6 +69,17 @@ def test_translations_are_the_models(tmp_path: Path):
         )
     with pytest.raises(ValueError, match="translates to a, b"):
         export.translate(images, "c")
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_codes_and_reconstructions_are_the_models(tmp_path: Path, architecture: str):
+    model, export = exported(tmp_path, "autoencoder", channels=1, resolution=8, architecture=architecture)
+    assert isinstance(model, Encodes)
+    images = np.random.default_rng(0).integers(0, 256, (19, 8, 8, 1), np.uint8)
+    codes = model.encode(scaled(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
+    np.testing.assert_allclose(export.encode(images), codes.numpy(), atol=1e-5)
+    np.testing.assert_allclose(export.decode(codes.numpy()).astype(int), as_uint8(model.decode(codes).detach()), atol=1)
+    assert np.array_equal(export.predict(None, images), export.decode(export.encode(images)))
 
 
 def test_a_classifier_gives_its_logits(tmp_path: Path):

@@ -23,6 +23,7 @@ SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator
 SMALL_DCGAN = {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4}
 SMALL_INFOGAN = {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
