@@ -7,10 +7,12 @@ import torch
 from genmodels.errors import unknown
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
+from genmodels.models.flow import Flow
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "cyclegan": CycleGAN,
+    "flow": Flow,
     "progressive_gan": ProgressiveGAN,
 }
 

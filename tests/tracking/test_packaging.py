@@ -37,8 +37,9 @@ def as_uint8(images: Tensor) -> np.ndarray:
     return images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path):
-    model, export = exported(tmp_path, "progressive_gan", channels=1)
+@pytest.mark.parametrize("name", ["progressive_gan", "flow"])
+def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path, name: str):
+    model, export = exported(tmp_path, name, channels=1)
     for seed in (0, 7, 2**40):
         own = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(seed)))
         np.testing.assert_allclose(export.sample([seed]).astype(int), own, atol=1)  # a rounding at most

@@ -19,6 +19,15 @@ SMALL_GROWING = {
     "fade_images": 32,
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+SMALL_FLOW = {
+    "resolution": 8,
+    "scales": 2,
+    "steps": 2,
+    "hidden_channels": 8,
+    "batch_images": 8,
+    "warm_up_images": 1,
+    "learning_rate": 1e-5,  # where data are standardised an actnorm's gradient is rounding alone, and so is Adam's step
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
@@ -30,6 +39,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cyclegan",
         SMALL_CYCLE | {"discriminator_layers": 1, "batch_images": 4, "adversarial_loss": "wgan_gp"},
     ),
+    "flow-glow": ("flow", SMALL_FLOW),
+    "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
 }
 
 
