@@ -8,11 +8,13 @@ from genmodels.errors import unknown
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.flow import Flow
+from genmodels.models.pixelcnn import PixelCNN
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "cyclegan": CycleGAN,
     "flow": Flow,
+    "pixelcnn": PixelCNN,
     "progressive_gan": ProgressiveGAN,
 }
 

@@ -28,6 +28,7 @@ SMALL_FLOW = {
     "warm_up_images": 1,
     "learning_rate": 1e-5,  # where data are standardised an actnorm's gradient is rounding alone, and so is Adam's step
 }
+SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
@@ -41,6 +42,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "flow-glow": ("flow", SMALL_FLOW),
     "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
+    "pixelcnn-labels": ("pixelcnn", SMALL_PIXELS | {"conditional": True}),
+    "pixelcnn-logistic_mixture": ("pixelcnn", SMALL_PIXELS | {"likelihood": "logistic_mixture"}),
 }
 
 
