@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
@@ -156,6 +157,8 @@ class Replay(TorchFunctionMode):
         self.draws: list[dict[str, Any]] = []
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and self.given is not None:
+            return None  # gradients are off while torch traces, and it loses the loops beside a note of that
         if (kwargs or {}).get("generator") is None:
             return func(*args, **(kwargs or {}))
         if func not in DRAWS:
@@ -237,8 +240,10 @@ def _drop_unused(program: ExportedProgram) -> None:
     graph, signature = program.graph, program.graph_signature
     idle = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users}
     targets = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target}
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     for node in list(graph.nodes):
-        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
         if node.name in idle and node.name in targets:
             graph.erase_node(node)
             program.state_dict.pop(targets[node.name], None)

@@ -22,6 +22,16 @@ SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, 
 SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
 SMALL_DCGAN = {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4}
 SMALL_INFOGAN = {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8}
+SMALL_FLOW = {
+    "resolution": 8,
+    "scales": 2,
+    "steps": 2,
+    "hidden_channels": 8,
+    "batch_images": 8,
+    "warm_up_images": 1,
+    "learning_rate": 1e-5,  # where data are standardised an actnorm's gradient is rounding alone, and so is Adam's step
+}
+SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
@@ -53,6 +63,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"discriminator_steps": 2},
     ),
     "infogan": ("infogan", SMALL_INFOGAN | {"batch_images": 8}),
+    "flow-glow": ("flow", SMALL_FLOW),
+    "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
+    "pixelcnn-labels": ("pixelcnn", SMALL_PIXELS | {"conditional": True}),
+    "pixelcnn-logistic_mixture": ("pixelcnn", SMALL_PIXELS | {"likelihood": "logistic_mixture"}),
 }
 
 
