@@ -152,6 +152,33 @@ def retrain(
         print_outcome(outcome, kept(outcome.pictures, outcome.model_uri))
 
 
+@app.command(rich_help_panel=RUN)
+def serve(
+    limit: Annotated[int, typer.Option(min=1, help="Flow runs that may go on at the same time.")] = 8,
+) -> None:
+    """Publish the deployments in Prefect and run what is due or asked for on its pages, until it is stopped."""
+    from flows.deployments import serve as serve_deployments
+
+    serve_deployments(limit)
+
+
+@app.command(rich_help_panel=RUN)
+def promote(
+    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="progressive_gan.digits@3, or ...@previous.")],
+    because: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a registered version the champion, whatever its numbers: a rollback. The champion becomes `previous`."""
+    from genmodels.terminal import console
+    from genmodels.tracking.promotion import appoint
+
+    promotion = appoint(version, because)
+    if as_json:
+        print(promotion.model_dump_json())
+    else:
+        console.print(f"{promotion.name} version {promotion.version} is the champion. {promotion.reason}")
+
+
 @app.command(rich_help_panel=STEPS)
 def spec(
     model: Model,

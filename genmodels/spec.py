@@ -93,6 +93,7 @@ class PrepareReport(Record):
     set_aside: dict[str, int] = Field(description="inputs left out, counted by reason")
     images_per_second: float
     seconds: float
+    sources: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each file it was made from, by name")
 
 
 class TrainReport(Record):
@@ -183,6 +184,15 @@ class Promotion(Record):
     challenger: float
     champion: float | None = None
     champion_version: int | None = None
+
+
+class PruneReport(Record):
+    """What retention took away, or in a dry run would."""
+
+    dry_run: bool
+    older_than_days: int
+    objects: dict[str, list[str]] = Field(description="keys by kind: checkpoints, raw, data sets, artifacts, uploads")
+    bytes: dict[str, int] = Field(description="by kind")
 
 
 class Progress(Record):

@@ -109,10 +109,12 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
         translate(uri, many, "b")
 
 
-def test_what_defines_no_distribution_is_registered_but_not_sampled(tracking: Settings, tmp_path: Path):
+def test_what_defines_no_distribution_is_registered_but_not_sampled(
+    tracking: Settings, elsewhere: Path, tmp_path: Path
+):
     report = register(finished_run("autoencoder", "digits", seed=204))
     call = "model.predict(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))"
-    reconstructed = predicted_elsewhere(report.model_uri, call, tmp_path)
+    reconstructed = predicted_by(elsewhere, report.model_uri, call, tmp_path)
     model, images = load(report.model_uri), np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     assert np.array_equal(reconstructed, model.decode(model.encode(images)))
     with pytest.raises(SpecError, match=r"cannot sample: .* defines no distribution"):
