@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu, softplus
+
+from genmodels.nn.distributed import mean_over_workers
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,10 @@ class AdversarialLoss:
     """What discriminator and generator minimise, and what the paper keeps the discriminator Lipschitz by."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # logits of real and of fake images -> scalar
-    generator: Callable[[Tensor], Tensor]  # logits of fake images -> scalar
+    generator: Callable[..., Tensor]  # logits of fake images, and of real ones if it is relativistic -> scalar
+    relativistic: bool = False
     penalises_gradients: bool = False
+    allows_small_gradients: bool = False
     clips_weights: bool = False
 
 
@@ -58,13 +63,38 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
-ADVERSARIAL: dict[str, AdversarialLoss] = {
+def relative(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """How much more real each image seems than the average image of the other kind, over the batches of all workers
+    (Jolicoeur-Martineau 2019)."""
+    return real - mean_over_workers(fake.mean()), fake - mean_over_workers(real.mean())
+
+
+def relativistic_average_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(x) - E log(1 - D(G(z))) with D = sigmoid(relative logit): RaSGAN (Jolicoeur-Martineau 2019)."""
+    return binary_discriminator(*relative(real, fake))
+
+
+def relativistic_average_generator(fake: Tensor, real: Tensor) -> Tensor:
+    """The discriminator's loss with real and fake exchanged (Jolicoeur-Martineau 2019)."""
+    return binary_discriminator(*relative(fake, real))
+
+
+AdversarialName = Literal[
+    "minimax", "non_saturating", "lsgan", "wgan", "wgan_gp", "wgan_lp", "hinge", "relativistic_average"
+]
+ADVERSARIAL: dict[AdversarialName, AdversarialLoss] = {
     "minimax": AdversarialLoss(binary_discriminator, minimax_generator),
     "non_saturating": AdversarialLoss(binary_discriminator, non_saturating_generator),
     "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
     "wgan": AdversarialLoss(wasserstein_critic, critic_generator, clips_weights=True),
     "wgan_gp": AdversarialLoss(wasserstein_critic, critic_generator, penalises_gradients=True),
+    "wgan_lp": AdversarialLoss(
+        wasserstein_critic, critic_generator, penalises_gradients=True, allows_small_gradients=True
+    ),
     "hinge": AdversarialLoss(hinge_discriminator, critic_generator),
+    "relativistic_average": AdversarialLoss(
+        relativistic_average_discriminator, relativistic_average_generator, relativistic=True
+    ),
 }
 
 
@@ -79,23 +109,37 @@ def input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor, *, target: float = 1.0
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    mix: Tensor,
+    *,
+    target: float = 1.0,
+    allow_small: bool = False,
 ) -> Tensor:
     """E (|grad D(x)| - target)^2 / target^2 at x = real + mix (fake - real), one `mix` in [0, 1] for each sample,
-    (B, 1, 1, 1) (Gulrajani et al. 2017, eq. 3; the target: Karras et al. 2018, appendix A.1)."""
+    (B, 1, 1, 1) (Gulrajani et al. 2017, eq. 3; the target: Karras et al. 2018, appendix A.1). With `allow_small` only
+    gradients above the target count (WGAN-LP: Petzka et al. 2018)."""
     gradient = input_gradient(critic, torch.lerp(real.detach(), fake.detach(), mix))
     norm = (gradient.square().sum(1) + 1e-12).sqrt()  # the root has no derivative at zero
-    return (norm / target - 1).square().mean()
+    excess = norm / target - 1
+    return (relu(excess) if allow_small else excess).square().mean()
 
 
-def r1(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
-    """1/2 E |grad D(x)|^2 on real images, to be weighted by gamma (Mescheder et al. 2018, eq. 9)."""
-    return 0.5 * input_gradient(critic, real).square().sum(1).mean()
+def zero_centred_gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """1/2 E |grad D(x)|^2, to be weighted by gamma: R1 on real images, R2 on fakes (Mescheder et al. 2018, eq. 9 and
+    10)."""
+    return 0.5 * input_gradient(critic, images).square().sum(1).mean()
 
 
 def drift(real: Tensor) -> Tensor:
     """E D(x)^2, which keeps a critic's output near zero (Karras et al. 2018, appendix A.1)."""
     return real.square().mean()
+
+
+def consistency(logits: Tensor, logits_augmented: Tensor) -> Tensor:
+    """E (D(x) - D(T(x)))^2 for an augmentation T (CR-GAN: Zhang et al. 2020); of the mean logit, for maps of them."""
+    return (logits - logits_augmented).reshape(len(logits), -1).mean(1).square().mean()
 
 
 @torch.no_grad()

@@ -1,12 +1,22 @@
 """Adversarial losses and penalties against their closed forms and numerical gradients."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from genmodels.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, input_gradient, r1
+from genmodels.losses import (
+    ADVERSARIAL,
+    AdversarialName,
+    clip_weights,
+    consistency,
+    drift,
+    gradient_penalty,
+    input_gradient,
+    zero_centred_gradient_penalty,
+)
 
 ZEROS = torch.zeros(4)
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
@@ -64,19 +74,47 @@ def test_the_best_discriminator(name, best):
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_generator_and_discriminator_pull_fake_logits_apart(name):
-    fake = torch.tensor([0.3], requires_grad=True)
-    (up,) = torch.autograd.grad(ADVERSARIAL[name].generator(fake), fake)
-    (down,) = torch.autograd.grad(ADVERSARIAL[name].discriminator(torch.tensor([0.3]), fake), fake)
+    real, fake = torch.tensor([0.3]), torch.tensor([0.3], requires_grad=True)
+    judged = (fake, real) if ADVERSARIAL[name].relativistic else (fake,)
+    (up,) = torch.autograd.grad(ADVERSARIAL[name].generator(*judged), fake)
+    (down,) = torch.autograd.grad(ADVERSARIAL[name].discriminator(real, fake), fake)
     assert up < 0 < down
 
 
-@pytest.mark.parametrize(("scale", "target", "penalty"), [(1, 1, 16.0), (0.2, 1, 0.0), (0.4, 1, 1.0), (1, 10, 0.25)])
-def test_gradient_penalty_of_a_linear_critic(scale, target, penalty):
-    """The gradient of x @ w is w everywhere, so the penalty is (|w| / target - 1)^2; w = scale (3, 4)."""
+def test_relativistic_average_against_its_formula():
+    """RaSGAN: D(x) = sigmoid(C(x) - E C(fake)), D(fake) = sigmoid(C(fake) - E C(x)); the generator swaps the two."""
+    d_real, d_fake = torch.sigmoid((REAL + 1.25).double()), torch.sigmoid((FAKE - 0.5).double())
+    discriminator = -(d_real.log().mean() + (1 - d_fake).log().mean())
+    generator = -(d_fake.log().mean() + (1 - d_real).log().mean())
+    loss = ADVERSARIAL["relativistic_average"]
+    assert loss.discriminator(REAL, FAKE).item() == pytest.approx(discriminator.item())
+    assert loss.generator(FAKE, REAL).item() == pytest.approx(generator.item())
+
+
+def test_relativistic_average_looks_at_differences_alone():
+    loss = ADVERSARIAL["relativistic_average"]
+    torch.testing.assert_close(loss.discriminator(REAL + 7, FAKE + 7), loss.discriminator(REAL, FAKE))
+    assert loss.discriminator(ZEROS + 3, ZEROS + 3).item() == pytest.approx(2 * LOG_2)
+
+
+def test_configs_name_all_losses():
+    assert get_args(AdversarialName) == tuple(ADVERSARIAL)
+
+
+@pytest.mark.parametrize(
+    ("scale", "target", "two_sided", "one_sided"),
+    [(1, 1, 16.0, 16.0), (0.2, 1, 0.0, 0.0), (0.4, 1, 1.0, 1.0), (1, 10, 0.25, 0.0), (0.1, 1, 0.25, 0.0)],
+)
+def test_gradient_penalty_of_a_linear_critic(scale, target, two_sided, one_sided):
+    """The gradient of x @ w is w everywhere, so the penalty is (|w| / target - 1)^2, of WGAN-LP max(0, |w| / target -
+    1)^2; w = scale (3, 4)."""
     weight = scale * torch.tensor([3.0, 4.0])
     real, fake = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(0))
-    value = gradient_penalty(lambda x: x @ weight, real, fake, torch.rand(8, 1), target=target)
-    assert value.item() == pytest.approx(penalty, abs=1e-6)
+    for allow_small, penalty in ((False, two_sided), (True, one_sided)):
+        value = gradient_penalty(
+            lambda x: x @ weight, real, fake, torch.rand(8, 1), target=target, allow_small=allow_small
+        )
+        assert value.item() == pytest.approx(penalty, abs=1e-6)
 
 
 def test_gradient_penalty_is_taken_at_each_samples_own_interpolate():
@@ -95,7 +133,7 @@ def test_gradient_penalty_of_a_flat_critic_has_a_gradient():
     assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("penalty", ["gradient_penalty", "r1"])
+@pytest.mark.parametrize("penalty", ["gradient_penalty", "zero_centred_gradient_penalty"])
 def test_second_order_gradients_against_finite_differences(penalty):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 1))
@@ -107,17 +145,19 @@ def test_second_order_gradients_against_finite_differences(penalty):
         def critic(x: torch.Tensor) -> torch.Tensor:
             return torch.func.functional_call(network, {"0.weight": weight}, (x,))
 
-        return (
-            gradient_penalty(critic, real, fake, mix, target=0.5) if penalty == "gradient_penalty" else r1(critic, real)
-        )
+        if penalty == "gradient_penalty":
+            return gradient_penalty(critic, real, fake, mix, target=0.5)
+        return zero_centred_gradient_penalty(critic, real)
 
     weight = network[0].weight.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(value, (weight,), atol=1e-7)
 
 
-def test_r1_of_a_linear_critic():
+def test_the_zero_centred_penalty_of_a_linear_critic():
     """1/2 |w|^2 = 12.5 for w = (3, 4), whatever the images."""
-    assert r1(lambda x: x @ torch.tensor([3.0, 4.0]), torch.randn(5, 2)).item() == pytest.approx(12.5)
+    assert zero_centred_gradient_penalty(
+        lambda x: x @ torch.tensor([3.0, 4.0]), torch.randn(5, 2)
+    ).item() == pytest.approx(12.5)
 
 
 def test_the_gradient_of_a_map_of_logits_is_that_of_its_mean():
@@ -128,13 +168,20 @@ def test_the_gradient_of_a_map_of_logits_is_that_of_its_mean():
 def test_penalties_stay_in_fp32_under_autocast():
     network = nn.Linear(64, 1)
     images = torch.randn(8, 64)
-    expected = r1(network, images)
+    expected = zero_centred_gradient_penalty(network, images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(r1(network, images), expected)
+        assert torch.equal(zero_centred_gradient_penalty(network, images), expected)
 
 
 def test_drift_is_the_mean_square_of_the_logits():
     assert drift(REAL).item() == pytest.approx(2.5)
+
+
+def test_consistency_compares_the_answers_for_each_image():
+    maps = torch.tensor([[1.0, 3.0], [0.0, 2.0]]).view(2, 1, 1, 2)
+    assert consistency(REAL, FAKE).item() == pytest.approx((1.5**2 + 2**2) / 2)
+    assert consistency(maps, maps.flip(3)).item() == 0
+    assert consistency(maps, 2 * maps).item() == pytest.approx((2**2 + 1**2) / 2)
 
 
 def test_clipped_weights_stay_within_the_bound():

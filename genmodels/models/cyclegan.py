@@ -5,7 +5,7 @@ Two domains, a and b. An image shown is one of each.
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genmodels.errors import unknown
-from genmodels.losses import ADVERSARIAL, clip_weights, gradient_penalty, r1
+from genmodels.losses import AdversarialName
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -23,7 +24,6 @@ from genmodels.models.base import (
     GenerativeModel,
     Input,
     LossTerms,
-    ModelConfig,
     Stage,
     Update,
     scaled,
@@ -33,7 +33,7 @@ from genmodels.nn.normalization import instance_norm
 from genmodels.nn.patch_discriminator import PatchDiscriminator
 
 
-class Config(ModelConfig):
+class Config(AdversarialConfig):
     """The defaults are the paper's (section 4 and appendix): horse2zebra, 200 epochs of 1,334 images, batch 1."""
 
     resolution: int = Field(256, ge=16, multiple_of=4)
@@ -41,11 +41,7 @@ class Config(ModelConfig):
     residual_blocks: int | None = Field(None, ge=0, description="none given: 9 from 256x256 on, 6 below")
     discriminator_channels: int = Field(64, ge=1, description="of the discriminators' first layer")
     discriminator_layers: int = Field(3, ge=1, description="three judge patches of 70x70, two 34x34, one 16x16")
-    adversarial_loss: Literal["minimax", "non_saturating", "lsgan", "wgan", "wgan_gp", "hinge"] = "lsgan"
-    gradient_penalty_weight: float = Field(10.0, ge=0, description="of wgan_gp")
-    weight_clip: float = Field(0.01, gt=0, description="bound of wgan's weights")
-    r1_gamma: float = Field(0.0, ge=0, description="weight of the R1 penalty; 0 turns it off")
-    r1_interval_steps: int = Field(16, ge=1, description="lazy R1: computed every so many steps, times as many")
+    adversarial_loss: AdversarialName = "lsgan"
     cycle_weight: float = Field(10.0, ge=0)
     identity_weight: float = Field(0.5, ge=0, description="relative to cycle_weight; 0 turns it off")
     pool_images: int = Field(50, ge=0, description="earlier fakes kept for each discriminator")
@@ -191,7 +187,7 @@ class CycleGAN(GenerativeModel):
         self.discriminator_b = PatchDiscriminator(data.channels, **discriminator)
         self.pool_a = ImagePool(config.pool_images, data.channels, config.resolution)
         self.pool_b = ImagePool(config.pool_images, data.channels, config.resolution)
-        self.adversarial = ADVERSARIAL[config.adversarial_loss]
+        self.adversarial = Adversarial(config)
         self.apply(draw_weights)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -221,19 +217,14 @@ class CycleGAN(GenerativeModel):
         return [*chain(self.discriminator_a.parameters(), self.discriminator_b.parameters())]
 
     def least_flops(self, forward: Mapping[str, float]) -> float:
-        """Forward costs 1, backward 2, or 1 towards the input alone; a penalty costs 6."""
+        """See `Adversarial.least_judging`; a translation is differentiated towards the weights and the input."""
         translations = 3 if self.config.identity_weight else 2
-        penalties = 6 * (
-            self.adversarial.penalises_gradients + bool(self.config.r1_gamma) / self.config.r1_interval_steps
-        )
-        judging_real_and_fake, judging_for_the_generators = 2 * 3, 2
-        judging = judging_real_and_fake + penalties + judging_for_the_generators
         generators = forward["generator_ab"] + forward["generator_ba"]
-        return 3 * translations * generators + judging * (forward["discriminator_a"] + forward["discriminator_b"])
+        judges = forward["discriminator_a"] + forward["discriminator_b"]
+        return 3 * translations * generators + self.adversarial.least_judging() * judges
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
-        if self.adversarial.clips_weights:
-            clip_weights(self._judges(), self.config.weight_clip)
+        self.adversarial.constrain(self._judges())
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         return {domain: self._augment(scaled(batch[domain]), context) for domain in self.domains}
@@ -252,7 +243,7 @@ class CycleGAN(GenerativeModel):
     def generators_loss(self, batch: Batch, context: Context) -> LossTerms:
         """Adversarial, cycle (eq. 2) and identity (section 5.2) terms of both directions."""
         a, b = batch["a"], batch["b"]
-        terms: dict[str, tuple[float, Tensor]] = {}
+        terms: WeightedTerms = {}
         if self.config.identity_weight:
             fake_b, same_b = self.generator_ab(torch.cat((a, b))).chunk(2)
             fake_a, same_a = self.generator_ba(torch.cat((b, a))).chunk(2)
@@ -263,8 +254,9 @@ class CycleGAN(GenerativeModel):
         context.shared["fakes"] = {"a": fake_a.detach(), "b": fake_b.detach()}
         cycle = F.l1_loss(self.generator_ba(fake_b), a) + F.l1_loss(self.generator_ab(fake_a), b)
         terms["cycle"] = (self.config.cycle_weight, cycle)
-        terms["adversarial_a"] = (1.0, self.adversarial.generator(self.discriminator_a(fake_a)))
-        terms["adversarial_b"] = (1.0, self.adversarial.generator(self.discriminator_b(fake_b)))
+        judge_a, judge_b = self.discriminator_a, self.discriminator_b
+        terms["adversarial_a"] = (1.0, self.adversarial.generator_loss(judge_a, a, judge_a(fake_a)))
+        terms["adversarial_b"] = (1.0, self.adversarial.generator_loss(judge_b, b, judge_b(fake_b)))
         return LossTerms.weighted(terms)
 
     def discriminators_loss(self, batch: Batch, context: Context) -> LossTerms:
@@ -277,15 +269,10 @@ class CycleGAN(GenerativeModel):
 
     def _judge(
         self, domain: str, discriminator: nn.Module, real: Tensor, fake: Tensor, context: Context
-    ) -> dict[str, tuple[float, Tensor]]:
+    ) -> WeightedTerms:
         logits_real, logits_fake = discriminator(torch.cat((real, fake))).chunk(2)
-        terms = {f"adversarial_{domain}": (1.0, self.adversarial.discriminator(logits_real, logits_fake))}
-        if self.adversarial.penalises_gradients:
-            penalty = gradient_penalty(discriminator, real, fake, context.rand(len(real), 1, 1, 1))
-            terms[f"gradient_penalty_{domain}"] = (self.config.gradient_penalty_weight, penalty)
-        if self.config.r1_gamma and context.step % self.config.r1_interval_steps == 0:
-            terms[f"r1_{domain}"] = (self.config.r1_gamma * self.config.r1_interval_steps, r1(discriminator, real))
-        return terms
+        terms = self.adversarial.discriminator_terms(discriminator, real, fake, logits_real, logits_fake, context)
+        return {f"{name}_{domain}": term for name, term in terms.items()}
 
     @torch.no_grad()
     def translate(self, images: Tensor, target: str) -> Tensor:

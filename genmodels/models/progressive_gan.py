@@ -7,7 +7,7 @@ shape. Level 0 is 4x4, level L is 4 * 2^L.
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genmodels.errors import SpecError
-from genmodels.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, r1
+from genmodels.losses import AdversarialName
+from genmodels.models.adversarial import Adversarial, AdversarialConfig
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -26,7 +27,6 @@ from genmodels.models.base import (
     GenerativeModel,
     Input,
     LossTerms,
-    ModelConfig,
     Stage,
     Update,
     scaled,
@@ -36,7 +36,7 @@ from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear, Eq
 from genmodels.nn.normalization import minibatch_stddev, pixel_norm
 
 
-class Config(ModelConfig):
+class Config(AdversarialConfig):
     """The defaults are the paper's for CelebA-HQ on one GPU (appendix A.1): 19 million images to 1024x1024."""
 
     resolution: int = Field(1024, ge=4, le=1024, description="of the last level; a power of two")
@@ -46,13 +46,9 @@ class Config(ModelConfig):
     minibatch_stddev_group: int = Field(16, ge=1, description="largest group; it is cut to divide a worker's batch")
     conditional: bool = Field(False, description="the label joins the latent, and the discriminator also classifies")
     label_weight: float = Field(1.0, ge=0, description="weight of the classification loss (AC-GAN), if conditional")
-    adversarial_loss: Literal["minimax", "non_saturating", "lsgan", "wgan", "wgan_gp", "hinge"] = "wgan_gp"
-    gradient_penalty_weight: float = Field(10.0, ge=0, description="of wgan_gp")
-    gradient_penalty_target: float = Field(1.0, gt=0, description="gradient norm that wgan_gp asks for")
+    adversarial_loss: AdversarialName = "wgan_gp"
     weight_clip: float = Field(1.0, gt=0, description="bound of wgan's weights, in units of He's constant")
     drift_weight: float = Field(0.001, ge=0)
-    r1_gamma: float = Field(0.0, ge=0, description="weight of the R1 penalty; 0 turns it off")
-    r1_interval_steps: int = Field(16, ge=1, description="lazy R1: computed every so many steps, times as many")
     learning_rate: float = Field(1e-3, gt=0)
     batch_images: int | tuple[int, ...] = Field(
         (16, 16, 16, 16, 16, 16, 14, 6, 3), description="by level from 4x4 on; the last holds for all that follow"
@@ -232,7 +228,7 @@ class ProgressiveGAN(GenerativeModel):
         classes = data.classes if config.conditional else 0
         self.generator = Generator(config, data.channels, classes)
         self.discriminator = Discriminator(config, data.channels, classes)
-        self.adversarial = ADVERSARIAL[config.adversarial_loss]
+        self.adversarial = Adversarial(config)
         self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
         self.level = config.levels - 1
         self.alpha = 1.0
@@ -264,21 +260,14 @@ class ProgressiveGAN(GenerativeModel):
         return stage.resolution.bit_length() - 3
 
     def least_flops(self, forward: Mapping[str, float]) -> float:
-        """Forward costs 1, backward 2, or 1 towards the input alone. A penalty costs 6: forward, gradient, and the
-        backward pass of both, which the minibatch standard deviation joins."""
-        penalties = 6 * (
-            self.adversarial.penalises_gradients + bool(self.config.r1_gamma) / self.config.r1_interval_steps
-        )
-        judging_real_and_fake, judging_for_the_generator = 2 * 3, 2
-        judging = judging_real_and_fake + penalties + judging_for_the_generator
-        return judging * forward["discriminator"] + 3 * forward["generator"]
+        """See `Adversarial.least_judging`; the minibatch standard deviation joins all passes of a penalty."""
+        return self.adversarial.least_judging() * forward["discriminator"] + 3 * forward["generator"]
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.level = self._level_of(stage)
         fading = self.level > 0 and images_in_stage < self.config.fade_images
         self.alpha = images_in_stage / self.config.fade_images if fading else 1.0
-        if self.adversarial.clips_weights:
-            clip_weights(self.discriminator.parameters(), self.config.weight_clip)
+        self.adversarial.constrain(self.discriminator.parameters())
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """While a level fades in, real images are blended with their copy at the level before, like the generator's."""
@@ -295,16 +284,7 @@ class ProgressiveGAN(GenerativeModel):
         fake = self._fakes(batch, context).detach()
         outputs = self.discriminator(torch.cat((real, fake)), self.level, self.alpha, batches=2)
         logits_real, logits_fake = outputs[:, 0].chunk(2)
-        terms = {"adversarial": (1.0, self.adversarial.discriminator(logits_real, logits_fake))}
-        if self.adversarial.penalises_gradients:
-            penalty = gradient_penalty(
-                self._critic, real, fake, context.rand(len(real), 1, 1, 1), target=self.config.gradient_penalty_target
-            )
-            terms["gradient_penalty"] = (self.config.gradient_penalty_weight, penalty)
-        if self.config.drift_weight:
-            terms["drift"] = (self.config.drift_weight, drift(logits_real))
-        if self.config.r1_gamma and context.step % self.config.r1_interval_steps == 0:
-            terms["r1"] = (self.config.r1_gamma * self.config.r1_interval_steps, r1(self._critic, real))
+        terms = self.adversarial.discriminator_terms(self._critic, real, fake, logits_real, logits_fake, context)
         if labels is not None:
             classification = F.cross_entropy(outputs[:, 1:], labels.repeat(2), reduction="mean")
             terms["label"] = (2 * self.config.label_weight, classification)
@@ -312,7 +292,8 @@ class ProgressiveGAN(GenerativeModel):
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
         outputs = self.discriminator(self._fakes(batch, context), self.level, self.alpha)
-        terms = {"adversarial": (1.0, self.adversarial.generator(outputs[:, 0]))}
+        loss = self.adversarial.generator_loss(self._critic, batch["image"], outputs[:, 0])
+        terms = {"adversarial": (1.0, loss)}
         if self.config.conditional:
             terms["label"] = (self.config.label_weight, F.cross_entropy(outputs[:, 1:], batch["label"]))
         return LossTerms.weighted(terms)

@@ -2,6 +2,42 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from genmodels.nn.distributed import mean_over_workers, workers
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation (Ioffe & Szegedy 2015) of (B, C, ...) over the batches of all workers, so that their number
+    changes nothing. torch's own does that on GPUs only, and cannot be differentiated twice there."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if workers() == 1 or not self.training:
+            return super().forward(input)
+        x = input.float()
+        over = [0, *range(2, x.dim())]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        mean = mean_over_workers(x.mean(over))
+        centred = x - mean.view(shape)
+        variance = mean_over_workers(centred.square().mean(over))
+        self._remember(mean.detach(), variance.detach(), workers() * x.numel() // len(mean))
+        x = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            x = x * self.weight.view(shape) + self.bias.view(shape)
+        return x.to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Moves the running statistics, of which the variance is the unbiased one, as torch's do."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:

@@ -25,6 +25,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "progressive_gan",
         SMALL_GROWING | {"adversarial_loss": "hinge", "r1_gamma": 1.0, "r1_interval_steps": 1, "conditional": True},
     ),
+    "progressive_gan-relativistic-r2-consistency": (
+        "progressive_gan",
+        SMALL_GROWING
+        | {
+            "adversarial_loss": "relativistic_average",
+            "r2_gamma": 1.0,
+            "r1_interval_steps": 1,
+            "consistency_weight": 1,
+        },
+    ),
     "cyclegan-pool": ("cyclegan", SMALL_CYCLE | {"discriminator_layers": 1, "batch_images": 4, "pool_images": 6}),
     "cyclegan-wgan_gp": (
         "cyclegan",

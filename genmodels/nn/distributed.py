@@ -1,0 +1,33 @@
+"""Means over the batches of all workers, for what looks at a batch as a whole: batch norm, relativistic losses."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def workers() -> int:
+    """How many processes train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_workers(x: Tensor) -> Tensor:
+    """Element-wise mean over the workers, which all must call it; `x` itself if there is but one.
+
+    Its gradient is the mean of the workers' gradients, so that with the loss averaged over the workers, as the engine
+    does, differentiation sees one global batch. It can be differentiated any number of times.
+    """
+    return _MeanOverWorkers.apply(x) if workers() > 1 else x
+
+
+class _MeanOverWorkers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / workers()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return _MeanOverWorkers.apply(gradient)

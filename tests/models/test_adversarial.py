@@ -1,0 +1,84 @@
+"""The terms that a config's adversarial settings make, their order, their weights, and when they are due."""
+
+import pytest
+import torch
+from drawing import draws
+from torch import Tensor, nn
+
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, shifted
+
+WEIGHT = torch.tensor([3.0, 4.0]).view(2, 1, 1)
+REAL = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+FAKE = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(1))
+
+
+def linear(images: Tensor) -> Tensor:
+    """A critic whose gradient is (3, 4) everywhere."""
+    return (images * WEIGHT).sum((1, 2, 3))
+
+
+def terms(step: int = 0, **settings) -> dict[str, tuple[float, float]]:
+    game = Adversarial(AdversarialConfig(resolution=1, **settings))
+    made = game.discriminator_terms(linear, REAL, FAKE, linear(REAL), linear(FAKE), draws(step))
+    return {name: (weight, term.item()) for name, (weight, term) in made.items()}
+
+
+@pytest.mark.parametrize(("loss", "target", "penalty"), [("wgan_gp", 10, 0.25), ("wgan_lp", 10, 0), ("wgan_lp", 1, 16)])
+def test_the_gradient_penalties_of_a_linear_critic(loss, target, penalty):
+    """|gradient| is 5: (5 / target - 1)^2, of WGAN-LP only if it is above the target."""
+    made = terms(adversarial_loss=loss, gradient_penalty_weight=7.0, gradient_penalty_target=target)
+    assert list(made) == ["adversarial", "gradient_penalty"]
+    assert made["gradient_penalty"] == (7.0, pytest.approx(penalty, abs=1e-5))
+
+
+def test_lazy_penalties_are_due_every_so_many_steps_with_as_much_weight():
+    """R1 and R2 of a linear critic are |w|^2 / 2 = 12.5."""
+    settings = {"r1_gamma": 2.0, "r2_gamma": 3.0, "r1_interval_steps": 4}
+    assert terms(step=8, **settings)["r1"] == (8.0, pytest.approx(12.5))
+    assert terms(step=8, **settings)["r2"] == (12.0, pytest.approx(12.5))
+    assert list(terms(step=9, **settings)) == ["adversarial"]
+
+
+def test_r1_looks_at_real_images_and_r2_at_fakes():
+    """The critic |x|^2 / 2 has gradient x, so the penalties show where they were taken."""
+    game = Adversarial(AdversarialConfig(resolution=1, r1_gamma=1.0, r2_gamma=1.0))
+
+    def critic(x: Tensor) -> Tensor:
+        return x.square().sum((1, 2, 3)) / 2
+
+    made = game.discriminator_terms(critic, REAL, FAKE, critic(REAL), critic(FAKE), draws())
+    for name, images in (("r1", REAL), ("r2", FAKE)):
+        torch.testing.assert_close(made[name][1], images.square().sum((1, 2, 3)).mean() / 2)
+
+
+def test_drift_and_consistency():
+    """One pixel cannot be shifted anywhere else, so the critic's answer stays."""
+    made = terms(drift_weight=0.5, consistency_weight=2.0)
+    assert made["drift"] == (0.5, pytest.approx(linear(REAL).square().mean().item()))
+    assert made["consistency"] == (2.0, 0.0)
+
+
+def test_a_relativistic_generator_compares_with_the_real_images_of_its_step():
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss="relativistic_average"))
+    fake = FAKE.clone().requires_grad_()
+    loss = game.generator_loss(linear, REAL, linear(fake))
+    torch.testing.assert_close(loss, game.loss.discriminator(linear(FAKE), linear(REAL)))
+    (slope,) = torch.autograd.grad(loss, fake)
+    assert (slope.flatten(1) @ WEIGHT.flatten() < 0).all()
+
+
+def test_only_wgan_clips():
+    for name, bound in (("wgan", 0.5), ("wgan_gp", 3.0)):
+        weights = nn.Parameter(torch.tensor([-3.0, 0.1]))
+        Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name, weight_clip=0.5)).constrain([weights])
+        assert weights.abs().max().item() == bound
+
+
+def test_shifted_images_are_crops_with_a_repeated_border():
+    """Every result is one of the 3 x 3 crops of the padded image, and all of them occur."""
+    image = torch.arange(128.0).view(1, 2, 8, 8)
+    padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    crops = [padded[0, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+    moved = shifted(image.expand(200, -1, -1, -1), draws())
+    found = {next(i for i, crop in enumerate(crops) if torch.equal(crop, one)) for one in moved}
+    assert found == set(range(9))
