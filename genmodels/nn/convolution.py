@@ -23,11 +23,38 @@ def input_gradient_differentiable() -> Iterator[None]:
         _twice.reset(token)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
     """`torch.nn.functional.conv2d` with stride 1; see `input_gradient_differentiable`."""
     if not _twice.get():
         return F.conv2d(x, weight, bias, padding=padding)
-    return _PenalisedConv2d.apply(x, weight, padding) + bias.view(-1, 1, 1)
+    x = _PenalisedConv2d.apply(x, weight, padding)
+    return x if bias is None else x + bias.view(-1, 1, 1)
+
+
+def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Nearest x2 followed by a 3x3 convolution, as one transposed convolution: (B, in, H, W) -> (B, out, 2H, 2W).
+
+    A pixel of the result meets 2x2 pixels of the input, so the nine taps add up to four: 4/9 of the arithmetic.
+    """
+    taps = _overlapped(weight.transpose(0, 1).flip(2, 3))
+    return F.conv_transpose2d(x, taps, bias, stride=2, padding=1)
+
+
+def downsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution followed by the average of 2x2, as one with stride 2: (B, in, H, W) -> (B, out, H/2, W/2).
+
+    Its 4x4 taps are the average's sum over four shifts: 4/9 of the arithmetic.
+    """
+    if _twice.get():
+        return F.avg_pool2d(conv2d(x, weight, bias, padding=1), 2)
+    return F.conv2d(x, _overlapped(weight) / 4, bias, stride=2, padding=1)
+
+
+def _overlapped(weight: Tensor) -> Tensor:
+    """The sum of a 3x3 kernel's four places in a 4x4 one."""
+    taps = F.pad(weight, (1, 1, 1, 1))
+    rows = taps[:, :, 1:] + taps[:, :, :-1]
+    return rows[..., 1:] + rows[..., :-1]
 
 
 class _PenalisedConv2d(torch.autograd.Function):

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from genmodels.nn.convolution import NarrowConv2d, conv2d, input_gradient_differentiable
+from genmodels.nn.convolution import (
+    NarrowConv2d,
+    conv2d,
+    downsampled_conv2d,
+    input_gradient_differentiable,
+    upsampled_conv2d,
+)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -38,6 +44,18 @@ def test_the_penalised_convolution_has_torchs_gradients_twice(size, padding):
     with input_gradient_differentiable():
         ours = gradients(conv2d)
     torch.testing.assert_close(ours, gradients(F.conv2d))
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_resampling_convolutions_are_the_two_operations(size):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, size, size), torch.randn(4, 3, 3, 3), torch.randn(4)
+    larger = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(upsampled_conv2d(x, weight, bias), F.conv2d(larger, weight, bias, padding=1))
+    smaller = F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
+    torch.testing.assert_close(downsampled_conv2d(x, weight, bias), smaller)
+    with input_gradient_differentiable():
+        torch.testing.assert_close(downsampled_conv2d(x, weight, bias), smaller)
 
 
 def test_outside_a_penalty_the_convolution_is_torchs_own():

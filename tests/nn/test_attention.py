@@ -1,0 +1,62 @@
+"""Self-attention against torch's, and what follows from its definition."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from genmodels.nn.attention import SelfAttention, attention
+
+
+def block(*, pool: bool = False, gamma: float = 0.7) -> SelfAttention:
+    torch.manual_seed(0)
+    layer = SelfAttention(16, pool=pool).eval()
+    torch.nn.init.constant_(layer.gamma, gamma)
+    return layer
+
+
+def features(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_with_gamma_zero_the_block_is_the_identity_and_gamma_is_still_learned(pool):
+    layer, x = block(pool=pool, gamma=0.0), features(2, 16, 6, 6)
+    assert torch.equal(layer(x), x)
+    (slope,) = torch.autograd.grad(layer(x).square().sum(), layer.gamma)
+    assert slope != 0
+
+
+def test_rows_sum_to_one():
+    rows = attention(features(2, 3, 10), features(2, 3, 7))
+    assert rows.shape == (2, 10, 7)
+    torch.testing.assert_close(rows.sum(2), torch.ones(2, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(features(2, 3, 10), features(2, 3, 7)).dtype == torch.float32
+
+
+def test_it_is_dot_product_attention_with_scale_one():
+    layer, x = block(), features(2, 16, 6, 6)
+    query, key, value = (f(x).flatten(2).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
+    attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    expected = x + 0.7 * layer.output(attended.transpose(1, 2).unflatten(2, (6, 6)))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_pooled_keys_and_values():
+    layer, x = block(pool=True), features(2, 16, 6, 6)
+    key, value = (F.max_pool2d(f(x), 2).flatten(2).transpose(1, 2) for f in (layer.key, layer.value))
+    attended = F.scaled_dot_product_attention(layer.query(x).flatten(2).transpose(1, 2), key, value, scale=1.0)
+    expected = x + 0.7 * layer.output(attended.transpose(1, 2).unflatten(2, (6, 6)))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_without_pooling_it_commutes_with_every_permutation_of_the_pixels():
+    layer, x = block(), features(2, 16, 36)
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(2))
+    shuffled = layer(x[:, :, order].unflatten(2, (6, 6))).flatten(2)
+    torch.testing.assert_close(shuffled, layer(x.unflatten(2, (6, 6))).flatten(2)[:, :, order])
+
+
+def test_it_can_be_differentiated_twice():
+    layer, x = block().double(), features(1, 16, 2, 1).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, x)
