@@ -140,7 +140,7 @@ class Translation:
     """Translations of held-out images of each domain, against held-out images of the other; and back again."""
 
     kind = "translations"
-    primary = measures.PRIMARY
+    primary = measures.ABSOLUTE
 
     def __init__(self, model: Translates, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         count = reals.count(manifest)
@@ -178,7 +178,9 @@ class Translation:
         return {f"{self.primary}_untranslated": scores[self.primary]}
 
     def _likeness(self, made: Mapping[str, Tensor], replicates: int, progress: Looks) -> dict[str, Estimate]:
-        return measures.likeness(self.real, made, self.extractors, replicates=replicates, progress=progress)
+        return measures.likeness(
+            self.real, made, self.extractors, absolute=True, replicates=replicates, progress=progress
+        )
 
     def _pictures(self, made: Mapping[tuple[str, str], generation.Translations]) -> dict[str, bytes]:
         return {

@@ -193,12 +193,14 @@ class Watch:
         self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
-        """Sliced Wasserstein distance of a few images to held-out ones."""
+        """Sliced Wasserstein distance of a few images to held-out ones; of translations with their colours."""
         generator = torch.Generator().manual_seed(0)
         scores = []
         with engine.evaluating() as model, torch.no_grad():
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
-                distances = sliced_wasserstein(real[: len(made)].cpu(), made.cpu(), generator=generator, replicates=0)
+                sets = real[: len(made)].cpu(), made.cpu()
+                absolute = isinstance(model, Translates)
+                distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
                 scores.append(mean(list(distances.values())).value)
         return sum(scores) / len(scores) if scores else None
 

@@ -119,19 +119,22 @@ def test_a_translation_is_judged_in_its_target_domain_and_back(s3: Settings):
     report = evaluate(spec)
     metrics = {metric.name: metric for metric in report.metrics}
     assert set(metrics) == {
-        "sliced_wasserstein",
-        "sliced_wasserstein_16_to_a",
-        "sliced_wasserstein_16_to_b",
+        "sliced_wasserstein_absolute",
+        "sliced_wasserstein_absolute_16_to_a",
+        "sliced_wasserstein_absolute_16_to_b",
         *(f"{name}_classifier_to_{domain}" for name in ("fid", "kid") for domain in "ab"),
         "cycle_error_a",
         "cycle_error_b",
-        "sliced_wasserstein_untranslated",
+        "sliced_wasserstein_absolute_untranslated",
     }
-    halves = [metrics["sliced_wasserstein_16_to_a"].value, metrics["sliced_wasserstein_16_to_b"].value]
-    assert metrics["sliced_wasserstein"].value == pytest.approx(sum(halves) / 2)
+    halves = [
+        metrics["sliced_wasserstein_absolute_16_to_a"].value,
+        metrics["sliced_wasserstein_absolute_16_to_b"].value,
+    ]
+    assert metrics["sliced_wasserstein_absolute"].value == pytest.approx(sum(halves) / 2)
     assert metrics["cycle_error_a"].floor == 0 < metrics["cycle_error_a"].value < 1
-    untranslated = metrics["sliced_wasserstein_untranslated"]
-    assert 0 < some(metrics["sliced_wasserstein"].floor) < untranslated.value
+    untranslated = metrics["sliced_wasserstein_absolute_untranslated"]
+    assert 0 < some(metrics["sliced_wasserstein_absolute"].floor) < untranslated.value
     assert untranslated.gap_closed is None
     assert set(report.pictures) == {"a_to_b", "b_to_a"}
     assert set(report.not_offered) == {"inception", "density", "representation"}
