@@ -32,7 +32,7 @@ from genmodels.models.base import (
     Update,
 )
 from genmodels.nn.levels import from_levels, to_levels
-from genmodels.nn.loop import loop
+from genmodels.nn.exportable_loop import loop
 from genmodels.nn.masked import HorizontalConv
 from genmodels.nn.pixel_likelihood import PixelLikelihood, bits_per_dim, pixel_likelihood
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genmodels.nn.loop import loop
+from genmodels.nn.exportable_loop import loop
 
 
 class Fibonacci(nn.Module):
