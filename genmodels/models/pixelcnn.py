@@ -31,8 +31,8 @@ from genmodels.models.base import (
     Stage,
     Update,
 )
-from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.exportable_loop import loop
+from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.masked import HorizontalConv
 from genmodels.nn.pixel_likelihood import PixelLikelihood, bits_per_dim, pixel_likelihood
 
