@@ -4,9 +4,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +53,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Data-parallel training proces
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random; the same seed gives the same model.")]
 Spec = Annotated[str, typer.Argument(help="Where the spec lies: a path, an s3:// address, or - for standard input.")]
 OnRay = Annotated[bool, typer.Option("--ray", hidden=True, help="This process is a Ray job.")]
+WalkPath = Literal["spherical", "linear"]
 ModelUri = Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS, as `retrain` prints it.")]
 
 
@@ -294,6 +296,82 @@ def sample(
     with working(f"sampling {model_uri}"):
         save(grid(sample(model_uri, n, seed=seed), columns=math.ceil(math.sqrt(n))), out)
     console.print(f"{n} images of {model_uri} are in {out}.")
+
+
+Numbers = Annotated[
+    list[int], typer.Argument(min=0, help="Numbers of images in the grid of `genmodels sample`, row by row from 0.")
+]
+Concept = Annotated[str, typer.Argument(metavar="N,N,...", help="Numbers of images that have it, as in 3,14,15.")]
+Steps = Annotated[int, typer.Option(min=2, help="Images in a row.")]
+Out = Annotated[Path, typer.Option(help="The picture to write.")]
+
+
+@app.command(rich_help_panel=USE)
+def interpolate(
+    model_uri: ModelUri,
+    images: Numbers,
+    path: Annotated[WalkPath, typer.Option(help="Along the sphere where latents lie, or straight.")] = "spherical",
+    steps: Steps = 8,
+    seed: Seed = 0,
+    out: Out = Path("interpolation.png"),
+) -> None:
+    """Draw what lies between images of a registered model: a row from each of them to the next."""
+    from genmodels.latents import interpolation, latents_of, model_with_latents
+
+    with drawing(model_uri, out) as draw:
+        model = model_with_latents(model_uri)
+        draw(interpolation(model, latents_of(model, images, seed=seed), steps=steps, path=path), columns=steps)
+
+
+@app.command(rich_help_panel=USE)
+def traverse(
+    model_uri: ModelUri,
+    coordinate: Annotated[int, typer.Argument(min=0, help="Which number of the latent vector; InfoGAN's codes lead.")],
+    rows: Annotated[int, typer.Option(min=1, help="Images to start from: the first of `genmodels sample`.")] = 8,
+    steps: Steps = 10,
+    seed: Seed = 0,
+    out: Out = Path("traversal.png"),
+) -> None:
+    """Draw what one number of the latent vector of a registered model does: a row for each of a few images."""
+    from genmodels.latents import latents_of, model_with_latents, traversal
+
+    with drawing(model_uri, out) as draw:
+        model = model_with_latents(model_uri)
+        draw(traversal(model, latents_of(model, range(rows), seed=seed), coordinate, steps=steps), columns=steps)
+
+
+@app.command(rich_help_panel=USE)
+def arithmetic(
+    model_uri: ModelUri,
+    a: Concept,
+    b: Concept,
+    c: Concept,
+    seed: Seed = 0,
+    out: Out = Path("arithmetic.png"),
+) -> None:
+    """Draw A - B + C of averaged latents, such as 7s - thin 7s + thin 1s.
+
+    The first three rows are the images with their average at the end, the last one is the result.
+    """
+    from genmodels.latents import arithmetic, latents_of, model_with_latents, numbers
+
+    with drawing(model_uri, out) as draw:
+        concepts = [numbers(concept) for concept in (a, b, c)]
+        model = model_with_latents(model_uri)
+        sheet = arithmetic(model, *(latents_of(model, concept, seed=seed) for concept in concepts))
+        draw(sheet, columns=len(concepts[0]) + 1)
+
+
+@contextmanager
+def drawing(model_uri: str, out: Path) -> Iterator[Callable[..., None]]:
+    """Shows that work goes on; what it yields writes images (N, H, W, C) into the picture."""
+    from genmodels.evaluation.pictures import grid
+    from genmodels.pictures import save
+    from genmodels.terminal import console, working
+
+    with working(f"drawing from {model_uri}"):
+        yield lambda images, columns: save(grid(images, columns=columns), out)
+    console.print(f"The picture is {out}.")
 
 
 @app.command(rich_help_panel=USE)

@@ -164,7 +164,10 @@ class ExportedModel(PythonModel):
         classes = self.facts["classes"]
         if labels is not None and not (len(labels) == len(seeds) and all(0 <= label < classes for label in labels)):
             raise ValueError(f"Expected a label for each of the {len(seeds)} seeds, from 0 to {classes - 1}.")
-        rows = [self._draws(seed, labels[row] if labels else None) for row, seed in enumerate(seeds)]
+        return self.of_draws([self.draws(seed, labels[row] if labels else None) for row, seed in enumerate(seeds)])
+
+    def of_draws(self, rows: list[list[Tensor]]) -> np.ndarray:
+        """The images of these rows of random numbers, which are those of seeds or lie between them."""
         return _images(self._run(self.programs["sample"], [torch.cat(column) for column in zip(*rows, strict=True)]))
 
     def translate(self, images: np.ndarray, target: str) -> np.ndarray:
@@ -186,8 +189,9 @@ class ExportedModel(PythonModel):
             raise ValueError("This model has no codes of images.")
         return self.programs[name]
 
-    def _draws(self, seed: int, label: int | None) -> list[Tensor]:
-        """What the model itself draws, in the same order, for one image with a generator of this seed."""
+    def draws(self, seed: int, label: int | None = None) -> list[Tensor]:
+        """What the model itself draws, in the same order, for one image with a generator of this seed; and the label,
+        if it knows classes."""
         generator = torch.Generator().manual_seed(seed)
         draw = {"randn": torch.randn, "rand": torch.rand}
         row = [draw[entry["kind"]](1, *entry["shape"], generator=generator) for entry in self.facts["draws"]]

@@ -199,11 +199,15 @@ def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | Non
         raise SpecError(f"{model_uri} translates images and cannot sample; use `genmodels translate`.")
     if labels is not None and not model.facts["classes"]:
         raise SpecError(f"{model_uri} knows no classes; leave the labels out.")
-    seeds = [int(value) for value in np.random.SeedSequence(seed).generate_state(n)]
     try:
-        return model.sample(seeds, None if labels is None else list(labels))
+        return model.sample(seeds_of(seed, n), None if labels is None else list(labels))
     except ValueError as error:
         raise SpecError(str(error)) from error
+
+
+def seeds_of(seed: int, n: int) -> list[int]:
+    """The seeds of the first n images that `sample` gives for a seed."""
+    return [int(value) for value in np.random.SeedSequence(seed).generate_state(n)]
 
 
 def translate(model_uri: str, images: np.ndarray, to: str) -> np.ndarray:
