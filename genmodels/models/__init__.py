@@ -6,10 +6,12 @@ import torch
 
 from genmodels.errors import unknown
 from genmodels.models.base import DataInfo, GenerativeModel
+from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,
 }

@@ -19,7 +19,13 @@ SMALL_GROWING = {
     "fade_images": 32,
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+SMALL_LABELLED = {"resolution": 8, "latent": 8, "batch_images": 8, "discriminator_steps": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "conditional_gan-projection": ("conditional_gan", SMALL_LABELLED | {"channels": 4}),
+    "conditional_gan-concatenation-wgan_gp": (
+        "conditional_gan",
+        SMALL_LABELLED | {"channels": 4, "conditioning": "concatenation", "adversarial_loss": "wgan_gp"},
+    ),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
