@@ -7,6 +7,7 @@ import torch
 from genmodels.errors import unknown
 from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
+from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.dcgan import DCGAN
 from genmodels.models.flow import Flow
@@ -17,6 +18,7 @@ from genmodels.models.progressive_gan import ProgressiveGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "autoencoder": Autoencoder,
+    "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
     "dcgan": DCGAN,
     "flow": Flow,

@@ -199,6 +199,10 @@ class GenerativeModel(nn.Module):
     def at(self, stage: Stage, images_in_stage: int) -> None:
         """Told before every step and after every restore where training is; a growing model grows here."""
 
+    def prepare_evaluation(self) -> None:
+        """Told before images are asked of it, in evaluation mode and with averaged weights in place: what belongs to
+        these weights alone, such as the statistics of batch norms, is made here."""
+
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """From the shards' bytes on the device to what the losses take; uint8 images become [-1, 1]."""
         return {name: scaled(value) if value.dtype == torch.uint8 else value for name, value in batch.items()}

@@ -16,16 +16,15 @@ class SelfAttention(nn.Module):
     Args:
         channels: C.
         pool: whether keys and values are pooled.
-        bias: whether the 1x1 convolutions have one.
     """
 
-    def __init__(self, channels: int, *, pool: bool = True, bias: bool = True):
+    def __init__(self, channels: int, *, pool: bool = True):
         super().__init__()
         narrow, half = max(1, channels // 8), max(1, channels // 2)
-        self.query = SpectralConv2d(channels, narrow, 1, bias=bias)
-        self.key = SpectralConv2d(channels, narrow, 1, bias=bias)
-        self.value = SpectralConv2d(channels, half, 1, bias=bias)
-        self.output = SpectralConv2d(half, channels, 1, bias=bias)
+        self.query = SpectralConv2d(channels, narrow, 1, bias=False)
+        self.key = SpectralConv2d(channels, narrow, 1, bias=False)
+        self.value = SpectralConv2d(channels, half, 1, bias=False)
+        self.output = SpectralConv2d(half, channels, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
         self.pool = pool
 

@@ -113,11 +113,6 @@ class ProjectionHead(nn.Module):
         return logits + (self.embedding(labels) * features).sum(1)
 
 
-def global_sum(x: Tensor) -> Tensor:
-    """ReLU, then the sum over all pixels: (B, C, H, W) -> (B, C)."""
-    return F.relu(x).sum(dim=(2, 3))
-
-
 def draw_xavier(network: nn.Module) -> None:
     """Uniform of Glorot & Bengio 2010, with gain sqrt(2) for the 3x3 convolutions, which ReLUs precede; no biases."""
     for module in network.modules():

@@ -5,6 +5,8 @@ buffers, so checkpoints hold them and averages copy them; workers start with the
 they depend on the weights alone.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,8 +28,10 @@ class SpectralNorm(nn.Module):
         self.right = nn.Buffer(F.normalize(torch.randn(columns), dim=0, eps=eps))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(out, ...) -> the same, divided; in fp32 outside autocast."""
-        with torch.autocast(weight.device.type, enabled=False):
+        """(out, ...) -> the same, divided; in fp32 under autocast."""
+        device = weight.device.type
+        # Only where it is needed: torch cannot export the context.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             matrix = weight.flatten(1)
             left, right = self._iterated(matrix) if self.training else (self.left.clone(), self.right.clone())
             return weight / left.dot(matrix.mv(right))

@@ -94,15 +94,21 @@ def work(task: dict[str, Any]) -> None:
 
 def load_trained(spec: RunSpec) -> GenerativeModel:
     """The trained model, in evaluation mode on the CPU; raises MissingObject before it is trained."""
-    model = untrained(spec)
+    model = _built(spec)
     model.load_state_dict(safetensors.torch.load(store().get(_weights_key(spec))))
     return model.eval()
 
 
 def untrained(spec: RunSpec) -> GenerativeModel:
     """The model as it is before training, in evaluation mode on the CPU."""
+    model = _built(spec).eval()
+    model.prepare_evaluation()
+    return model
+
+
+def _built(spec: RunSpec) -> GenerativeModel:
     manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
-    return build(spec.model, spec.config, _data_info(manifest), spec.seed).eval()
+    return build(spec.model, spec.config, _data_info(manifest), spec.seed)
 
 
 def _work(spec: RunSpec, task: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ waits for nothing: losses stay on the device until `losses()` asks for them.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -166,13 +166,11 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[GenerativeModel]:
-        """The model in evaluation mode, with averaged weights where it keeps an average."""
+        """The model in evaluation mode, with averaged weights where it keeps an average, and ready for it."""
         self.model.eval()
         try:
-            if self.average:
-                with self.average.in_place():
-                    yield self.model
-            else:
+            with self.average.in_place() if self.average else nullcontext():
+                self.model.prepare_evaluation()
                 yield self.model
         finally:
             self.model.train()

@@ -9,13 +9,13 @@ from genmodels.nn.attention import SelfAttention, attention
 
 def block(*, pool: bool = False, gamma: float = 0.7) -> SelfAttention:
     torch.manual_seed(0)
-    layer = SelfAttention(16, pool=pool).eval()
+    layer = SelfAttention(16, pool=pool).double().eval()
     torch.nn.init.constant_(layer.gamma, gamma)
     return layer
 
 
 def features(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -29,9 +29,9 @@ def test_with_gamma_zero_the_block_is_the_identity_and_gamma_is_still_learned(po
 def test_rows_sum_to_one():
     rows = attention(features(2, 3, 10), features(2, 3, 7))
     assert rows.shape == (2, 10, 7)
-    torch.testing.assert_close(rows.sum(2), torch.ones(2, 10))
+    torch.testing.assert_close(rows.sum(2), torch.ones(2, 10, dtype=torch.float64))
     with torch.autocast("cpu", torch.bfloat16):
-        assert attention(features(2, 3, 10), features(2, 3, 7)).dtype == torch.float32
+        assert attention(features(2, 3, 10).float(), features(2, 3, 7).float()).dtype == torch.float32
 
 
 def test_it_is_dot_product_attention_with_scale_one():
@@ -58,5 +58,5 @@ def test_without_pooling_it_commutes_with_every_permutation_of_the_pixels():
 
 
 def test_it_can_be_differentiated_twice():
-    layer, x = block().double(), features(1, 16, 2, 1).double().requires_grad_()
+    layer, x = block(), features(1, 16, 2, 1).requires_grad_()
     assert torch.autograd.gradgradcheck(layer, x)

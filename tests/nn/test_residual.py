@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genmodels.nn.batch_norm import BatchNorm
-from genmodels.nn.residual import DiscriminatorBlock, GeneratorBlock, ProjectionHead, ResampledConv2d, global_sum
+from genmodels.nn.batch_norm import UnconditionalBatchNorm
+from genmodels.nn.residual import DiscriminatorBlock, GeneratorBlock, ProjectionHead, ResampledConv2d
 
 
 def features(channels: int = 3, size: int = 6) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_convolutions_with_a_change_of_resolution(size, spectral):
 
 def test_the_generators_block():
     torch.manual_seed(0)
-    block = GeneratorBlock(3, 4, norm=BatchNorm).double()
+    block = GeneratorBlock(3, 4, norm=UnconditionalBatchNorm).double()
     one, two, short = ((c.weight, c.bias) for c in (block.conv1, block.conv2, block.shortcut))
     h = F.conv2d(up(F.relu(block.norm1(features()))), *one, padding=1)
     h = F.conv2d(F.relu(block.norm2(h)), *two, padding=1)
@@ -63,7 +63,3 @@ def test_with_an_embedding_of_zeros_projection_is_unconditional():
     plain.load_state_dict(conditional.state_dict(), strict=False)
     conditional.embedding.forward = lambda labels: torch.zeros(len(labels), 5)
     torch.testing.assert_close(conditional(phi, torch.tensor([0, 2, 1, 2])), plain(phi, None))
-
-
-def test_pixels_are_summed_not_averaged():
-    assert torch.equal(global_sum(torch.tensor([[[[1.0, -2.0], [3.0, 4.0]]]])), torch.tensor([[8.0]]))

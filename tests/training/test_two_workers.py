@@ -19,6 +19,7 @@ SMALL_GROWING = {
     "fade_images": 32,
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+SMALL_LABELLED = {"resolution": 8, "latent": 8, "batch_images": 8, "discriminator_steps": 2}
 SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
 SMALL_DCGAN = {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4}
 SMALL_INFOGAN = {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8}
@@ -34,6 +35,11 @@ SMALL_FLOW = {
 SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
+    "conditional_gan-projection": ("conditional_gan", SMALL_LABELLED | {"channels": 4}),
+    "conditional_gan-concatenation-wgan_gp": (
+        "conditional_gan",
+        SMALL_LABELLED | {"channels": 4, "conditioning": "concatenation", "adversarial_loss": "wgan_gp"},
+    ),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",

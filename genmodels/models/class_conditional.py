@@ -1,0 +1,186 @@
+"""What the class-conditional GANs share: everything but their networks.
+
+A step shows the discriminator one batch; every `discriminator_steps`-th step updates the generator too, with the
+discriminator just updated and the fakes that it was shown. So each update of the discriminator meets data of its own,
+whatever the ratio, and images shown are images seen by the discriminator.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from genmodels.errors import SpecError
+from genmodels.losses import AdversarialName
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms
+from genmodels.models.base import (
+    Adam,
+    Batch,
+    Context,
+    DataInfo,
+    Density,
+    Ema,
+    GenerativeModel,
+    Input,
+    LossTerms,
+    Stage,
+    Update,
+)
+from genmodels.nn.batch_norm import measuring_standing_statistics
+from genmodels.nn.convolution import input_gradient_differentiable
+
+STANDING_BATCHES, STANDING_PIXELS = 16, 2**18
+
+
+class ClassConditionalConfig(AdversarialConfig):
+    """The settings that these models share; the defaults are those of Miyato et al. (2018) for CIFAR-10."""
+
+    resolution: int = Field(32, ge=8, le=256, description="a power of two")
+    latent: int = Field(128, ge=1, description="size of the latent vector")
+    conditional: bool = Field(True, description="the networks are told the class")
+    adversarial_loss: AdversarialName = "hinge"
+    generator_learning_rate: float = Field(2e-4, gt=0)
+    discriminator_learning_rate: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = Field((0.0, 0.9), description="Adam's")
+    linear_decay: bool = Field(False, description="learning rates fall linearly to zero at the end")
+    discriminator_steps: int = Field(5, ge=1, description="updates of the discriminator for one of the generator")
+    batch_images: int = Field(64, ge=1, description="of one update, over all workers and micro-batches")
+    images: int = Field(32_000_000, ge=1, description="shown in all: images of a batch x updates of the discriminator")
+    ema_half_life_images: float = Field(0.0, ge=0, description="of the generator's average; 0 keeps none")
+    truncation: float | None = Field(None, gt=0, description="largest |z| of a sample; none given: no limit")
+
+    @field_validator("resolution")
+    @classmethod
+    def _is_a_power_of_two(cls, resolution: int) -> int:
+        if resolution & (resolution - 1):
+            raise ValueError(f"{resolution} is not a power of two; take 8, 16, 32, ... 256")
+        return resolution
+
+    @property
+    def doublings(self) -> int:
+        """How often 4x4 pixels are doubled each way."""
+        return self.resolution.bit_length() - 3
+
+
+class ClassConditionalGAN(GenerativeModel):
+    """A generator (latents and labels -> images) against a discriminator (images and labels -> logits). A model makes
+    the two in its `__init__`; labels are None if it is not conditional. Fakes are of the classes of the real images
+    beside them, so that classes are as frequent among them as in the data."""
+
+    Config = ClassConditionalConfig
+    config: ClassConditionalConfig
+    density = Density.IMPLICIT
+    generator: nn.Module
+    discriminator: nn.Module
+
+    def __init__(self, config: ClassConditionalConfig, data: DataInfo):
+        super().__init__(config, data)
+        if config.conditional and not data.classes:
+            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
+        self.classes = data.classes if config.conditional else 0
+        self.adversarial = Adversarial(config)
+        if config.ema_half_life_images:
+            self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
+
+    def stages(self) -> list[Stage]:
+        resolution, inputs = self.config.resolution, {"image": Input(resolution=self.config.resolution)}
+        if self.config.conditional:
+            inputs["label"] = Input(column="label")
+        name = f"{resolution}x{resolution}"
+        return [Stage(name, self.config.images, self.config.batch_images, inputs, resolution)]
+
+    def updates(self, stage: Stage) -> list[Update]:
+        config = self.config
+        return [
+            Update(
+                "discriminator",
+                list(self.discriminator.parameters()),
+                self.discriminator_loss,
+                Adam(config.discriminator_learning_rate, betas=config.betas),
+                schedule=self._share_of_the_rate,
+            ),
+            Update(
+                "generator",
+                list(self.generator.parameters()),
+                self.generator_loss,
+                Adam(config.generator_learning_rate, betas=config.betas),
+                interval_steps=config.discriminator_steps,
+                schedule=self._share_of_the_rate,
+            ),
+        ]
+
+    def _share_of_the_rate(self, images_in_stage: int) -> float:
+        return max(0.0, 1 - images_in_stage / self.config.images) if self.config.linear_decay else 1.0
+
+    def least_flops(self, forward: Mapping[str, float]) -> float:
+        """See `Adversarial.least_judging`; what the generator's update needs is needed that much less often."""
+        once_in = self.config.discriminator_steps
+        for_the_generator = 2 + self.adversarial.loss.relativistic
+        judging = self.adversarial.least_judging() - for_the_generator * (1 - 1 / once_in)
+        return judging * forward["discriminator"] + (1 + 2 / once_in) * forward["generator"]
+
+    def at(self, stage: Stage, images_in_stage: int) -> None:
+        self.adversarial.constrain(self.discriminator.parameters())
+
+    def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
+        real, labels = batch["image"], batch.get("label")
+        fake = self._fakes(batch, context).detach()
+        logits = self.discriminator(torch.cat((real, fake)), None if labels is None else labels.repeat(2))
+        logits_real, logits_fake = logits.chunk(2)
+        critic = partial(self._critic, labels=labels)
+        terms = self.adversarial.discriminator_terms(critic, real, fake, logits_real, logits_fake, context)
+        return LossTerms.weighted(terms)
+
+    def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
+        return LossTerms.weighted(self.generator_terms(batch, context))
+
+    def generator_terms(self, batch: Batch, context: Context) -> WeightedTerms:
+        """What the generator minimises; a model may add terms of its own."""
+        labels = batch.get("label")
+        logits = self.discriminator(self._fakes(batch, context), labels)
+        loss = self.adversarial.generator_loss(partial(self._critic, labels=labels), batch["image"], logits)
+        return {"adversarial": (1.0, loss)}
+
+    def _critic(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        with input_gradient_differentiable():
+            return self.discriminator(images, labels)
+
+    def _fakes(self, batch: Batch, context: Context) -> Tensor:
+        """Both updates of a step judge the same fakes; without one of the generator, no graph is kept."""
+        if "fakes" not in context.shared:
+            latent = context.randn(len(batch["image"]), self.config.latent)
+            with torch.set_grad_enabled(context.step % self.config.discriminator_steps == 0):
+                context.shared["fakes"] = self.generator(latent, batch.get("label"))
+        return context.shared["fakes"]
+
+    @torch.no_grad()
+    def prepare_evaluation(self) -> None:
+        """Measures the standing statistics of the generator's batch norms on samples."""
+        generator = torch.Generator(next(self.parameters()).device).manual_seed(0)
+        batch = max(8, min(256, STANDING_PIXELS // self.config.resolution**2))
+        with measuring_standing_statistics(self.generator):
+            for _ in range(STANDING_BATCHES):
+                self.sample(batch, generator=generator)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+        """n images, (n, C, H, W) in [-1, 1]; of random labels if it needs them."""
+        device = next(self.parameters()).device
+        latent = latents(n, self.config.latent, self.config.truncation, generator)
+        if self.config.conditional and labels is None:
+            labels = torch.randint(self.data.classes, (n,), generator=generator, device=generator.device)
+        labels = labels.to(device) if self.config.conditional and labels is not None else None
+        return self.generator(latent.to(device), labels)
+
+
+def latents(n: int, size: int, truncation: float | None, generator: torch.Generator) -> Tensor:
+    """Standard normal, (n, size), given that |z| <= truncation: what drawing again whatever lies outside would give
+    (Brock et al. 2019, section 3.1), by the inverse of the distribution function instead."""
+    if truncation is None:
+        return torch.randn(n, size, generator=generator, device=generator.device)
+    uniform = torch.rand(n, size, generator=generator, device=generator.device) * 2 - 1
+    inside = math.erf(truncation / math.sqrt(2))
+    return (math.sqrt(2) * torch.erfinv(uniform * inside)).clamp(-truncation, truncation)
