@@ -9,11 +9,13 @@ from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
+from genmodels.models.vae import VAE
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "autoencoder": Autoencoder,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,
+    "vae": VAE,
 }
 
 
