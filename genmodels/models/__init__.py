@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from genmodels.errors import unknown
+from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
 from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.cyclegan import CycleGAN
@@ -12,6 +13,7 @@ from genmodels.models.progressive_gan import ProgressiveGAN
 from genmodels.models.vae import VAE
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "adversarial_autoencoder": AdversarialAutoencoder,
     "autoencoder": Autoencoder,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,

@@ -18,9 +18,20 @@ SMALL_GROWING = {
     "stable_images": 8,  # so that the second step already fades 8x8 in
     "fade_images": 32,
 }
+SMALL_CODES = {"resolution": 8, "hidden": (16,), "latent": 4, "batch_images": 8}
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
+    "adversarial_autoencoder-labels": (
+        "adversarial_autoencoder",
+        SMALL_CODES | {"prior": "mixture_of_gaussians", "conditional": True, "labelled_share": 0.5},
+    ),
     "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
+    "vae-bernoulli": ("vae", SMALL_CODES),
+    "vae-discretised_logistic": (
+        "vae",
+        SMALL_CODES | {"architecture": "convolutional", "width": 4, "likelihood": "discretised_logistic"},
+    ),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
