@@ -1,4 +1,5 @@
-"""Adversarial losses by name, and the penalties that go with them. Logits are a discriminator's output, (B, ...)."""
+"""Adversarial losses by name, the penalties that go with them, and divergences. Logits are a discriminator's output,
+(B, ...)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -147,3 +148,9 @@ def clip_weights(parameters: Iterable[nn.Parameter], bound: float) -> None:
     """Clamps every weight to [-bound, bound], WGAN's way to a Lipschitz critic (Arjovsky et al. 2017, algorithm 1)."""
     for parameter in parameters:
         parameter.clamp_(-bound, bound)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, summed over the dimensions, (B, D) -> (B,) (Kingma & Welling
+    2014, appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from genmodels.errors import unknown
+from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
 from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.conditional_gan import ConditionalGAN
@@ -15,8 +16,10 @@ from genmodels.models.gan import GAN
 from genmodels.models.infogan import InfoGAN
 from genmodels.models.pixelcnn import PixelCNN
 from genmodels.models.progressive_gan import ProgressiveGAN
+from genmodels.models.vae import VAE
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "adversarial_autoencoder": AdversarialAutoencoder,
     "autoencoder": Autoencoder,
     "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
@@ -26,6 +29,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "infogan": InfoGAN,
     "pixelcnn": PixelCNN,
     "progressive_gan": ProgressiveGAN,
+    "vae": VAE,
 }
 
 

@@ -18,7 +18,7 @@ def encoder(
     """(B, C, R, R) -> (B, D). Dense: hidden layers of these sizes. Convolutional: `width` feature maps, doubled
     whenever the side is halved, down to 4 or to the last that is even."""
     if architecture == "dense":
-        return nn.Sequential(nn.Flatten(), *_dense([channels * resolution**2, *hidden, code]))
+        return nn.Sequential(nn.Flatten(), *dense([channels * resolution**2, *hidden, code]))
     maps, side = _pyramid(resolution, width)
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
     for wide, wider in pairwise(maps):
@@ -31,7 +31,7 @@ def decoder(
 ) -> nn.Sequential:
     """(B, D) -> (B, C, R, R): the encoder's layers in reverse order, without an activation at the end."""
     if architecture == "dense":
-        layers = _dense([code, *reversed(hidden), channels * resolution**2])
+        layers = dense([code, *reversed(hidden), channels * resolution**2])
         return nn.Sequential(*layers, nn.Unflatten(1, (channels, resolution, resolution)))
     maps, side = _pyramid(resolution, width)
     layers = [nn.Linear(code, maps[-1] * side**2), nn.Unflatten(1, (maps[-1], side, side)), nn.ReLU()]
@@ -40,12 +40,12 @@ def decoder(
     return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
 
-def _dense(sizes: Sequence[int]) -> list[nn.Module]:
-    """Linear layers with ReLU between them."""
+def dense(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of these sizes, from the input's to the output's, with ReLU between them."""
     layers: list[nn.Module] = []
     for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following), nn.ReLU()]
-    return layers[:-1]
+    return nn.Sequential(*layers[:-1])
 
 
 def _pyramid(resolution: int, width: int) -> tuple[list[int], int]:

@@ -37,11 +37,11 @@ def test_a_linear_autoencoder_reaches_pcas_error_and_subspace():
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([3.0, 2.0, 1.5] + 13 * [0.5])
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
-    pixels = (torch.randn(200, 16, generator=generator) * scale) @ rotation + 0.3
+    pixels = (torch.randn(100, 16, generator=generator) * scale) @ rotation + 0.3
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(pixels.T, correction=0))
     expected = eigenvalues[:-3].sum().item()
     model = small()
-    assert train(model, pixels.view(200, 1, 4, 4), steps=400) == pytest.approx(expected, rel=1e-3)
+    assert train(model, pixels.view(100, 1, 4, 4), steps=150) == pytest.approx(expected, rel=1e-3)
     spanned = torch.linalg.qr(model.decoder[0].weight)[0]
     cosines = torch.linalg.svdvals(spanned.T @ eigenvectors[:, -3:])
     torch.testing.assert_close(cosines, torch.ones(3), atol=1e-3, rtol=0)
@@ -52,7 +52,7 @@ def test_a_batch_is_learnt_by_heart_with_a_code_as_large(architecture: str):
     images = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model = small(resolution=4, hidden=(32,), width=8, code=16, architecture=architecture)
     before = model.loss({"image": images}, draws()).total.item()
-    assert train(model, images, steps=100) < 0.02 * before
+    assert train(model, images, steps=60) < 0.05 * before
 
 
 def test_the_loss_is_summed_over_pixels_and_averaged_over_images():

@@ -18,6 +18,7 @@ SMALL_GROWING = {
     "stable_images": 8,  # so that the second step already fades 8x8 in
     "fade_images": 32,
 }
+SMALL_CODES = {"resolution": 8, "hidden": (16,), "latent": 4, "batch_images": 8}
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
 SMALL_LABELLED = {"resolution": 8, "latent": 8, "batch_images": 8, "discriminator_steps": 2}
 SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
@@ -34,11 +35,21 @@ SMALL_FLOW = {
 }
 SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
+    "adversarial_autoencoder-labels": (
+        "adversarial_autoencoder",
+        SMALL_CODES | {"prior": "mixture_of_gaussians", "conditional": True, "labelled_share": 0.5},
+    ),
     "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
     "conditional_gan-projection": ("conditional_gan", SMALL_LABELLED | {"channels": 4}),
     "conditional_gan-concatenation-wgan_gp": (
         "conditional_gan",
         SMALL_LABELLED | {"channels": 4, "conditioning": "concatenation", "adversarial_loss": "wgan_gp"},
+    ),
+    "vae-bernoulli": ("vae", SMALL_CODES),
+    "vae-discretised_logistic": (
+        "vae",
+        SMALL_CODES | {"architecture": "convolutional", "width": 4, "likelihood": "discretised_logistic"},
     ),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
