@@ -33,6 +33,7 @@ from genmodels.models.base import (
     Workers,
 )
 from genmodels.nn.levels import from_levels, to_levels
+from genmodels.nn.pixel_likelihood import bits_per_dim
 
 
 class Config(ModelConfig):
@@ -323,7 +324,7 @@ class Gaussian(nn.Module):
 
 
 class MultiScaleFlow(nn.Module):
-    """From pixels to standard normal codes and back, in fp32: in bf16 the inverse would be none."""
+    """From pixels to standard normal codes and back."""
 
     def __init__(self, config: Config, channels: int):
         super().__init__()
@@ -345,15 +346,14 @@ class MultiScaleFlow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> codes (B, D) and ln p(x), (B,)."""
-        with torch.autocast(x.device.type, enabled=False):
-            codes, log_density = [], x.new_zeros(len(x))
-            for scale, gaussian in zip(self.scales, self.gaussians, strict=True):
-                x, log_det = scale(x)
-                x, z = (x, x) if scale is self.scales[-1] else x.chunk(2, dim=1)
-                code, log_density_z = gaussian(z, x)
-                codes.append(code.flatten(1))
-                log_density = log_density + log_det + log_density_z
-            return torch.cat(codes, dim=1), log_density
+        codes, log_density = [], x.new_zeros(len(x))
+        for scale, gaussian in zip(self.scales, self.gaussians, strict=True):
+            x, log_det = scale(x)
+            x, z = (x, x) if scale is self.scales[-1] else x.chunk(2, dim=1)
+            code, log_density_z = gaussian(z, x)
+            codes.append(code.flatten(1))
+            log_density = log_density + log_det + log_density_z
+        return torch.cat(codes, dim=1), log_density
 
     def inverse(self, codes: Tensor) -> Tensor:
         """(B, D) -> (B, C, H, W)."""
@@ -373,7 +373,7 @@ class Flow(GenerativeModel):
     config: Config
     density = Density.TRACTABLE
     title = "Normalizing flow (RealNVP, Glow)"
-    likelihood = "exact"
+    likelihood = "exact, of uniformly dequantised pixels"
     initialised: Tensor
 
     def __init__(self, config: Config, data: DataInfo):
@@ -405,12 +405,14 @@ class Flow(GenerativeModel):
         return 3 * forward["flow"]
 
     def loss(self, batch: Batch, context: Context) -> LossTerms:
-        """Bits per dimension of the dequantised pixels."""
+        """Bits per dimension of the dequantised pixels, always in fp32: in bf16 the inverse would be none."""
         images = batch["image"]
         y = self._dequantised(images, context.rand(*images.shape))
-        if context.images_in_stage == 0 and not self.initialised:
-            self._initialise(y, context.workers)
-        bits = -self._log_likelihood(y).mean() / (images[0].numel() * math.log(2))
+        with torch.autocast(y.device.type, enabled=False):
+            if context.images_in_stage == 0 and not self.initialised:
+                self._initialise(y, context.workers)
+            log_likelihood = self._log_likelihood(y)
+        bits = bits_per_dim(log_likelihood, images[0].numel())
         return LossTerms(bits, {"bits_per_dim": bits})
 
     @torch.no_grad()

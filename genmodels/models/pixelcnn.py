@@ -275,10 +275,11 @@ class PixelCNN(GenerativeModel):
         return self.network.likelihood.log_likelihood(self.network(rounded, labels), rounded)
 
     @torch.no_grad()
-    def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Images (n, C, H, W) in [-1, 1] -> ln P in nats, (n,); of a conditional model the mean over its classes."""
-        if not self.config.conditional:
-            return self._log_likelihood(images, None)
+    def log_likelihood(self, images: Tensor, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+        """Images (n, C, H, W) in [-1, 1] -> ln P in nats, (n,); of a conditional model ln P given the labels, or with
+        none given that of the mean over its classes."""
+        if labels is not None or not self.config.conditional:
+            return self._log_likelihood(images, labels)
         labels = torch.arange(self.data.classes, device=images.device)
         of_classes = [self._log_likelihood(images, label.expand(len(images))) for label in labels]
         return torch.stack(of_classes).logsumexp(0) - math.log(len(labels))

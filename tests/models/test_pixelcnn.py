@@ -113,6 +113,8 @@ def test_the_likelihood_of_a_conditional_model_is_the_mean_over_its_classes():
     images = torch.rand(3, 3, 5, 5, generator=torch.Generator().manual_seed(6)) * 2 - 1
     of_classes = [-model.loss({"image": images[:1], "label": torch.tensor([k])}, draws()).total for k in range(4)]
     nats = torch.stack(of_classes) * 75 * math.log(2)
+    given = model.log_likelihood(images[:1], labels=torch.tensor([2]), generator=torch.Generator())
+    torch.testing.assert_close(given[0], nats[2])
     expected = nats.double().exp().mean().log().float()
     torch.testing.assert_close(model.log_likelihood(images, generator=torch.Generator())[0], expected)
     assert nats.std() > 0.01
