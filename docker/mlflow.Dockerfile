@@ -7,7 +7,7 @@ COPY requirements.lock /build/
 RUN pip install --no-cache-dir --constraint /build/requirements.lock --no-deps uv==0.13.8 \
     && uv venv /opt/mlflow \
     && uv pip install --no-cache --python /opt/mlflow/bin/python --constraint /build/requirements.lock \
-        "mlflow[auth]" boto3 psycopg2-binary
+        "mlflow[auth]" boto3 "psycopg[binary]"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/mlflow mlflow \

@@ -265,6 +265,8 @@ def read_spec(address: str) -> "RunSpec":
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise SpecError(f"{address} is not a spec: {where}: {first['msg']}; make one with `genmodels spec`.") from None
+    except ValueError:  # a NUL, half a surrogate
+        raise SpecError(f"The spec {address!r} cannot be read: no file has such a name.") from None
 
 
 def prepared(spec: "RunSpec") -> "RunSpec":

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     prefect_auth_string: SecretStr = Field(default=SecretStr(""), description="user:password of Prefect's server")
     ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
     ray_token_path: Path | None = None
+    database_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="postgresql://USER:PASSWORD@HOST:PORT; the stack takes its databases `prefect` and `mlflow`",
+    )
     mirror: str | None = Field(default=None, description="base address in the place of every public data address")
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")
 

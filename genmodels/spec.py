@@ -47,15 +47,17 @@ class TrainingSpec(Record):
 class RunSpec(Record):
     """One run: which model learns what from which data. `genmodels.steps.resolve` makes it from what a person typed."""
 
-    model: str
+    model: str = Field(pattern=r"^[a-z0-9_]+$")
     dataset: str = Field(description="catalogue name, folder:PATH or s3://bucket/prefix")
     preset: str = "demo"
     config: dict[str, Any] = Field(description="the model's whole config, presets and overrides applied")
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers: int = Field(default=1, ge=1, description="data-parallel; they change the result by rounding only")
-    code_version: str = Field(description="digest of the sources that make the weights")
-    dataset_digest: str | None = Field(default=None, description="set once the data are prepared")
+    code_version: str = Field(pattern=r"^\w+$", description="digest of the sources that make the weights")
+    dataset_digest: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="set once the data are prepared; it names folders"
+    )
 
     @property
     def dataset_name(self) -> str:

@@ -60,6 +60,7 @@ class Stack(BaseModel):
     prefect_api_url: str = ""
     ray_address: str = ""
     ray_token_path: Path
+    database_url: str = Field(default="", repr=False)
     ports: dict[str, int] = {}
 
     def on_ports(self, ports: dict[str, int]) -> "Stack":
@@ -71,6 +72,16 @@ class Stack(BaseModel):
             "ray_address": f"http://{HOST}:{ports['ray']}",
         }
         return self.model_copy(update={"ports": ports, **addresses})
+
+    def databases(self, home: Path) -> dict[str, str]:
+        """Where MLflow and Prefect keep what they know: SQLite under `home`, or PostgreSQL if the settings name it."""
+        if not self.database_url:
+            return {"mlflow": f"sqlite:///{home / 'mlflow/mlflow.db'}"}  # Prefect's own choice is SQLite in its home
+        server = self.database_url.rstrip("/")
+        return {
+            "mlflow": f"{server}/mlflow",
+            "prefect": f"{server.replace('postgresql://', 'postgresql+asyncpg://', 1)}/prefect",
+        }
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
     """The four programs, by name."""
     port = {name: str(number) for name, number in stack.ports.items()}
     tools = Path(sys.executable).parent
+    databases = stack.databases(home)
     return {
         "s3": Service(
             name="s3",
@@ -149,10 +161,10 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
             health=f"{stack.mlflow_url}/health",
             command=[
                 *(str(tools / "mlflow"), "server", "--host", HOST, "--port", port["mlflow"], "--workers", "1"),
-                *("--backend-store-uri", f"sqlite:///{home / 'mlflow/mlflow.db'}"),
                 *("--artifacts-destination", f"s3://{stack.bucket}/mlflow"),
             ],
             environment={
+                "MLFLOW_BACKEND_STORE_URI": databases["mlflow"],  # may hold a password: not for a command line
                 "MLFLOW_S3_ENDPOINT_URL": stack.s3_endpoint,
                 "AWS_ACCESS_KEY_ID": stack.s3_access_key,
                 "AWS_SECRET_ACCESS_KEY": stack.s3_secret_key,
@@ -176,7 +188,8 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
                 "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
                 "DO_NOT_TRACK": "1",
-            },
+            }
+            | ({"PREFECT_SERVER_DATABASE_CONNECTION_URL": databases["prefect"]} if "prefect" in databases else {}),
         ),
         "ray": Service(
             name="ray",
@@ -261,7 +274,8 @@ class LocalStack:
             s3_secret_key=secrets.token_hex(20),
             ray_token_path=self.home / "ray.token",
         )
-        stack = stack.on_ports(choose_ports(stack.ports))
+        database = Settings().database_url.get_secret_value()
+        stack = stack.on_ports(choose_ports(stack.ports)).model_copy(update={"database_url": database})
         if not stack.ray_token_path.exists():
             write_secret(stack.ray_token_path, secrets.token_hex(32))
         programs = services(self.short_home, stack)
