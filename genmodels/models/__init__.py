@@ -15,6 +15,7 @@ from genmodels.models.flow import Flow
 from genmodels.models.gan import GAN
 from genmodels.models.infogan import InfoGAN
 from genmodels.models.pixelcnn import PixelCNN
+from genmodels.models.pixelrnn import PixelRNN
 from genmodels.models.progressive_gan import ProgressiveGAN
 from genmodels.models.vae import VAE
 
@@ -28,6 +29,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "gan": GAN,
     "infogan": InfoGAN,
     "pixelcnn": PixelCNN,
+    "pixelrnn": PixelRNN,
     "progressive_gan": ProgressiveGAN,
     "vae": VAE,
 }

@@ -34,6 +34,7 @@ SMALL_FLOW = {
     "learning_rate": 1e-5,  # where data are standardised an actnorm's gradient is rounding alone, and so is Adam's step
 }
 SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
+SMALL_RECURRENT = {"resolution": 4, "features": 4, "layers": 1, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
     "adversarial_autoencoder-labels": (
@@ -84,6 +85,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
     "pixelcnn-labels": ("pixelcnn", SMALL_PIXELS | {"conditional": True}),
     "pixelcnn-logistic_mixture": ("pixelcnn", SMALL_PIXELS | {"likelihood": "logistic_mixture"}),
+    "pixelrnn-row_lstm": ("pixelrnn", SMALL_RECURRENT | {"recurrence": "row_lstm"}),
+    "pixelrnn-diagonal_bilstm": ("pixelrnn", SMALL_RECURRENT | {"likelihood": "logistic_mixture"}),
 }
 
 
