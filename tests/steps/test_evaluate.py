@@ -191,6 +191,30 @@ def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
     assert progress.done == progress.total
 
 
+def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_density(s3: Settings):
+    spec = unjudged("vae", "digits", "iwae_samples=2", seed=310)
+    report = evaluate(spec)
+    metrics = {metric.name: metric for metric in report.metrics}
+    assert {"sliced_wasserstein", "reconstruction_psnr", "linear_probe_accuracy", "prior_mmd"} < set(metrics)
+    assert report.primary == "bits_per_dim"
+    bits, nats = metrics["bits_per_dim"], metrics["nats"]
+    assert nats.value == pytest.approx(bits.value * 64 * math.log(2))
+    assert bits.value == pytest.approx(bits.untrained, rel=1e-4)
+    assert bits.better == "lower"
+    assert bits.title == "bits_per_dim (lower bound of 2 importance samples, 17 levels)"
+    independent = metrics["bits_per_dim_of_independent_pixels"]
+    assert 0 < independent.value < min(bits.value, math.log2(17))
+    assert independent.note == "exact, 17 levels"
+    assert metrics["prior_mmd"].floor == 0
+    assert report.protocol["task"] == "density, samples, codes"
+    assert report.protocol["density"]["levels"] == 17
+    assert set(report.not_offered) == {"inception"}
+    assert set(report.pictures) == {"samples", "reconstructions", "traversals", "aggregated_posterior"}
+    progress = read_progress("evaluate", spec)
+    assert progress
+    assert progress.done == progress.total
+
+
 def test_what_is_not_trained_is_not_judged(s3: Settings):
     spec = unjudged("progressive_gan", "digits", seed=305)
     store().delete([f"runs/{spec.run_key}/weights.safetensors"])

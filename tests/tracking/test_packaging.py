@@ -82,6 +82,25 @@ def test_translations_are_the_models(tmp_path: Path):
         export.translate(images, "c")
 
 
+@pytest.mark.parametrize("prior", ["gaussian", "uniform", "mixture_of_gaussians", "swiss_roll"])
+def test_every_prior_is_drawn_as_the_model_draws_it(tmp_path: Path, prior: str):
+    conditional = prior in ("mixture_of_gaussians", "swiss_roll")
+    settings = {"resolution": 8, "prior": prior, "conditional": conditional}
+    model, export = exported(tmp_path, "adversarial_autoencoder", channels=1, **settings)
+    own = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(9)).detach())
+    np.testing.assert_allclose(export.sample([9]).astype(int), own, atol=1)
+
+
+def test_a_model_with_a_prior_also_gives_codes(tmp_path: Path):
+    model, export = exported(tmp_path, "vae", channels=1, resolution=8)
+    own = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(9)).detach())
+    np.testing.assert_allclose(export.sample([9]).astype(int), own, atol=1)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    assert isinstance(model, Encodes)
+    codes = model.encode(scaled(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
+    np.testing.assert_allclose(export.encode(images), codes.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["dense", "convolutional"])
 def test_codes_and_reconstructions_are_the_models(tmp_path: Path, architecture: str):
     model, export = exported(tmp_path, "autoencoder", channels=1, resolution=8, architecture=architecture)
