@@ -123,7 +123,7 @@ def test_a_coupling_changes_its_part_by_the_rest_and_begins_as_the_identity(seco
     layer = ChannelCoupling(Config(hidden_channels=4), 4, second=second).double()
     x = reals(2, 4, 3, 3)
     assert torch.equal(layer(x)[0], x)
-    layer.network[-1].weight.data += 0.1  # type: ignore[index, operator]
+    layer.network[-1].bias.data += 0.1  # type: ignore[index, operator]
     moved = (layer(x)[0] != x).all((0, 2, 3)).tolist()
     assert moved == ([False, False, True, True] if second else [True, True, False, False])
 
@@ -131,7 +131,7 @@ def test_a_coupling_changes_its_part_by_the_rest_and_begins_as_the_identity(seco
 @pytest.mark.parametrize("parity", [0, 1])
 def test_a_checkerboard_coupling_changes_one_colour_of_the_board(parity: int):
     layer = CheckerboardCoupling(Config(hidden_channels=4), 1, 4, parity).double()
-    layer.network[-1].weight.data += 0.1  # type: ignore[index, operator]
+    layer.network[-1].bias.data += 0.1  # type: ignore[index, operator]
     x = reals(1, 1, 4, 4)
     board = torch.tensor([[(row + column) % 2 == parity for column in range(4)] for row in range(4)])
     assert torch.equal((layer(x)[0] != x)[0, 0], board)
