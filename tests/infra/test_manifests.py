@@ -219,7 +219,7 @@ def test_what_the_local_stack_found_out_holds_for_the_others(container: Containe
     if name is None:
         return
     local = services(Path("/home"), a_stack())[name]
-    places = re.compile(r"URL|PATH|HOME|ACCESS_KEY|REGION|RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER|RAY_AUTH_MODE")
+    places = re.compile(r"URL|URI|PATH|HOME|ACCESS_KEY|REGION|RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER|RAY_AUTH_MODE")
     for variable, value in local.environment.items():
         if not places.search(variable):
             assert container.environment.get(variable) == value, f"{container} lacks {variable}={value}"
@@ -263,7 +263,13 @@ def test_addresses_lead_to_the_servers_of_that_name():
 
 
 def test_the_worker_is_told_all_that_the_flows_need():
-    needed = VARIABLES - {"GENMODELS_MIRROR", "GENMODELS_CACHE_DIR", "GENMODELS_HOME", "GENMODELS_S3_REGION"}
+    needed = VARIABLES - {
+        "GENMODELS_MIRROR",
+        "GENMODELS_DATABASE_URL",
+        "GENMODELS_CACHE_DIR",
+        "GENMODELS_HOME",
+        "GENMODELS_S3_REGION",
+    }
     for container in CONTAINERS:
         if str(container).endswith("/worker"):
             assert needed <= set(container.environment)
