@@ -27,6 +27,7 @@ from genmodels.training.engine import Engine
 
 SMALL: dict[str, dict[str, Any]] = {
     "conditional_gan": {"channels": 4},
+    "sngan": {"generator_channels": 8, "discriminator_channels": 8},
 }
 each_model = pytest.mark.parametrize("name", SMALL)
 LABELS = torch.tensor([0, 2, 1, 2])
