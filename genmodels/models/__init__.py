@@ -9,12 +9,14 @@ from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
+from genmodels.models.sagan import SAGAN
 from genmodels.models.sngan import SNGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,
+    "sagan": SAGAN,
     "sngan": SNGAN,
 }
 
