@@ -6,6 +6,7 @@ import torch
 
 from genmodels.errors import unknown
 from genmodels.models.base import DataInfo, GenerativeModel
+from genmodels.models.biggan import BigGAN
 from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.progressive_gan import ProgressiveGAN
@@ -13,6 +14,7 @@ from genmodels.models.sagan import SAGAN
 from genmodels.models.sngan import SNGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "biggan": BigGAN,
     "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
     "progressive_gan": ProgressiveGAN,

@@ -27,6 +27,7 @@ from genmodels.training.engine import Engine
 
 SMALL: dict[str, dict[str, Any]] = {
     "conditional_gan": {"channels": 4},
+    "biggan": {"channels": 8, "embedding": 4},
     "sagan": {"channels": 8},
     "sngan": {"generator_channels": 8, "discriminator_channels": 8},
 }

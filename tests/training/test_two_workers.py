@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "conditional_gan",
         SMALL_LABELLED | {"channels": 4, "conditioning": "concatenation", "adversarial_loss": "wgan_gp"},
     ),
+    "biggan": ("biggan", SMALL_LABELLED | {"channels": 8, "embedding": 4}),
     "sagan": ("sagan", SMALL_LABELLED | {"channels": 8}),
     "sngan": ("sngan", SMALL_LABELLED | {"generator_channels": 4, "discriminator_channels": 4}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
