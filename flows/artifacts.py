@@ -27,11 +27,10 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
 from genmodels.steps.reports import newest_samples
 from genmodels.terminal import described
-from genmodels.tracking.runs import find_run
+from genmodels.tracking.runs import find_run, run_page
 
 P = ParamSpec("P")
 SAMPLES_PIXELS = 768
@@ -129,7 +128,7 @@ class Live:
     @best_effort
     def _publish_run(self) -> None:
         if not self._linked and (run_id := find_run(self.spec)):
-            link("mlflow-run", "MLflow run: curves, samples, parameters", tracking_url(run_id), self.spec)
+            link("mlflow-run", "MLflow run: curves, samples, parameters", run_page(run_id), self.spec)
             self._linked = True
 
 
@@ -167,15 +166,10 @@ def decision(promotion: Promotion, spec: RunSpec) -> None:
     create_markdown_artifact(f"# {title}\n\n{promotion.reason}\n\n{table}\n", _key("promotion", spec), title)
 
 
-def tracking_url(run_id: str) -> str:
-    """The page of an MLflow run."""
-    return f"{settings().mlflow_url}/#/runs/{run_id}"
-
-
 def _row(metric: Metric, primary: bool) -> dict[str, str]:
     gap = metric.gap_closed
     return {
-        "metric": f"{metric.name} (primary)" if primary else metric.name,
+        "metric": f"{metric.title} (primary)" if primary else metric.title,
         "value": _number(metric.value),
         "interval": f"{_number(metric.low)} – {_number(metric.high)}",
         "floor (real data)": _number(metric.floor),

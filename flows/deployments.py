@@ -1,10 +1,37 @@
-"""Runs that Prefect starts itself: from its pages (Run, Retry) and on schedules.
+"""What Prefect runs itself: from its pages (Run, Retry) and on schedules.
 
-`python -m flows.deployments` takes them until it is stopped. Runs that `genmodels retrain` starts belong to the same
-deployment, because Prefect's pages offer Cancel for no others, but need nobody to take them.
+`genmodels serve` publishes these deployments and runs what is due, until it is stopped. `infra/prefect.yaml` publishes
+the same ones with `prefect deploy` for the workers of a work pool. Runs that `genmodels retrain` starts belong to the
+same deployment as well, because Prefect's pages offer Cancel for no others, but need nobody to take them.
 """
 
-from flows.retrain import DEPLOYMENT, retrain
+from prefect import serve as serve_deployments
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
 
-if __name__ == "__main__":
-    retrain.serve(DEPLOYMENT, pause_on_shutdown=False)
+from flows.evaluate_again import evaluate_again
+from flows.promote import promote
+from flows.prune import prune
+from flows.retrain import deployed, retrain
+from flows.retrain_all import retrain_all
+from flows.watch_dataset import watch_dataset
+
+
+def deployments() -> list[RunnerDeployment]:
+    """All of them. What trains has no limit of Prefect's on its runs: a lease that is not renewed in time would end a
+    training. That the same run is trained once is the business of its Ray job's id."""
+    one_at_a_time = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    return [
+        deployed(retrain),
+        deployed(retrain_all, parameters={"models": ["progressive_gan"]}),
+        deployed(watch_dataset, schedule=Cron("15 3 * * *", timezone="UTC", slug="nightly")),
+        deployed(prune, schedule=Cron("30 4 * * 0", timezone="UTC", slug="weekly"), concurrency_limit=one_at_a_time),
+        deployed(evaluate_again, concurrency_limit=one_at_a_time),
+        deployed(promote),
+    ]
+
+
+def serve(limit: int) -> None:
+    """Publish the deployments and execute their runs, at most `limit` at once, until the process is stopped."""
+    serve_deployments(*deployments(), pause_on_shutdown=False, limit=limit)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import httpx
 import psutil
-from prefect import flow, get_client
+from prefect import Flow, flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import CancelledRun
@@ -24,7 +24,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from flows import steps
-from flows.artifacts import tracking_url
+from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import latest_job
 from genmodels.settings import settings
@@ -41,8 +41,7 @@ from genmodels.spec import (
 from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
-
-DEPLOYMENT = "on-demand"
+from genmodels.tracking.runs import run_page
 
 
 class Outcome(Record):
@@ -66,10 +65,10 @@ class Outcome(Record):
 
 
 def run_name() -> str:
-    """retrain-MODEL-DATASET-DATE-TIME."""
+    """FLOW-MODEL-DATASET-DATE-TIME."""
     given = flow_run.parameters
     subject = re.sub(r"[^\w-]+", "_", f"{given['model']}-{given['dataset']}").strip("_")
-    return f"retrain-{subject}-{datetime.now():%Y%m%d-%H%M%S}"
+    return f"{flow_run.flow_name}-{subject}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 class _Ended(Exception):
@@ -87,22 +86,22 @@ class _Ended(Exception):
     on_crashed=[steps.stop_jobs],
 )
 def retrain(
-    model: str = "progressive_gan",
-    dataset: str = "digits",
-    preset: str = "demo",
-    overrides: Sequence[str] = (),
-    seed: int = 0,
-    workers: int = 2,
+    model: Model = "progressive_gan",
+    dataset: Dataset = "digits",
+    preset: Preset = "demo",
+    overrides: Sequence[Override] = (),
+    seed: Seed = 0,
+    workers: Workers = 2,
 ) -> Outcome | State:
     """Train a model on a data set, evaluate it, register it, and make it the champion if it is better.
 
     Args:
-        model: a name from `genmodels models`.
-        dataset: a name from `genmodels datasets`, folder:PATH or s3://bucket/prefix.
-        preset: demo, paper or another of the model's presets.
-        overrides: key=value, over the preset.
-        seed: of everything random.
-        workers: data-parallel training processes.
+        model: What learns; `genmodels models` says what data each needs.
+        dataset: A name from `genmodels datasets`, folder:PATH, or s3://BUCKET/PREFIX.
+        preset: The settings to start from; demo learns in minutes on a CPU, paper is the paper's.
+        overrides: KEY=VALUE replaces a setting of the model, training.KEY=VALUE one of the engine.
+        seed: Of everything random; the same seed gives the same model.
+        workers: Data-parallel training processes on the Ray cluster.
     """
     seconds: dict[str, float] = {}
     states: list[State] = []
@@ -145,7 +144,7 @@ def retrain(
         startup_seconds=_startup_seconds(trained),
         addresses={
             "prefect": steps.flow_url(),
-            "mlflow": tracking_url(registered.mlflow_run_id),
+            "mlflow": run_page(registered.mlflow_run_id),
             "ray": _training_url(spec),
         },
         pictures=evaluated.pictures,
@@ -208,12 +207,18 @@ def retrain_now(
     return outcome
 
 
+def deployed(flow: Flow[..., Any], **options: Any) -> RunnerDeployment:
+    """The deployment of a flow, under the flow's own name; `options` are those of Prefect's `to_deployment`."""
+    entrypoint = {"entrypoint_type": EntrypointType.MODULE_PATH}
+    return cast(RunnerDeployment, flow.to_deployment(flow.name, **entrypoint, **options))
+
+
 def _create_flow_run(parameters: dict[str, Any]) -> FlowRun:
     """A flow run of the deployment, for this process to execute: Prefect's pages offer Cancel for no other."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.setLevel(logging.CRITICAL)  # the display says it better, and Prefect keeps it
-    deployment = cast(RunnerDeployment, retrain.to_deployment(DEPLOYMENT, entrypoint_type=EntrypointType.MODULE_PATH))
+    deployment = deployed(retrain)
     with get_client(sync_client=True) as client:
         return client.create_flow_run_from_deployment(
             cast(UUID, deployment.apply()), parameters=parameters, state=Pending()

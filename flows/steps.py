@@ -7,6 +7,7 @@ a report that is gone is made again.
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from prefect import get_client, task
@@ -73,7 +74,7 @@ def prepare(spec: RunSpec) -> State:
     return _run("prepare", spec, PrepareReport, publish=dataset_table, done_before=prepared)
 
 
-@task(name="train", task_run_name="train {spec.model}", **STEP)
+@task(name="train", task_run_name="train {spec.model}", tags=["training"], **STEP)
 def train(spec: RunSpec) -> State:
     """Train the model, or go on from its last checkpoint."""
     return _run("train", spec, TrainReport)
@@ -83,6 +84,12 @@ def train(spec: RunSpec) -> State:
 def evaluate(spec: RunSpec) -> State:
     """Measure the trained model beside real data and the untrained model."""
     return _run("evaluate", spec, EvaluationReport, publish=metrics_table)
+
+
+@task(name="evaluate again", task_run_name="evaluate {spec.model} again", **STEP)
+def evaluate_again(spec: RunSpec) -> State:
+    """Measure a model that was measured before, if that was by another protocol than today's."""
+    return _run("evaluate", spec, EvaluationReport, publish=metrics_table, again=True)
 
 
 @task(name="register", task_run_name="register {spec.model}", **STEP)
@@ -116,15 +123,20 @@ def _run(
     *,
     publish: Callable[[R, RunSpec], None] | None = None,
     done_before: Callable[[RunSpec], R | None] | None = None,
+    again: bool = False,
 ) -> State:
-    """The state a step's task ends in: with the report, or with the error and what will be done about it."""
+    """The state a step's task ends in: with the report, or with the error and what will be done about it.
+
+    With `again` there is a job also where there is a report, and the step itself decides whether that still holds.
+    """
     try:
-        report = done_before(spec) if done_before else load_report(step, spec, kind)
+        find_report = done_before or partial(load_report, step, kind=kind)
+        report = None if again else find_report(spec)
         name = "Cached" if report else None
         if report:
             Live(step, spec).finish(before=True)
         else:
-            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_url()})
+            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_url()}, again=again)
             if not _follow(job):
                 return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
             report = load_report(step, spec, kind)

@@ -29,6 +29,7 @@ RUN = "A run"
 STEPS = "One step by hand, in this process: no Prefect, no Ray"
 USE = "Trained models"
 KNOW = "What there is"
+CAPABILITIES = ("sample", "translate", "encode", "log_likelihood")
 
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object on the last line of the output.")]
 Model = Annotated[str, typer.Argument(help="A name from `genmodels models`.")]
@@ -149,6 +150,33 @@ def retrain(
         from genmodels.terminal import print_outcome
 
         print_outcome(outcome, kept(outcome.pictures, outcome.model_uri))
+
+
+@app.command(rich_help_panel=RUN)
+def serve(
+    limit: Annotated[int, typer.Option(min=1, help="Flow runs that may go on at the same time.")] = 8,
+) -> None:
+    """Publish the deployments in Prefect and run what is due or asked for on its pages, until it is stopped."""
+    from flows.deployments import serve as serve_deployments
+
+    serve_deployments(limit)
+
+
+@app.command(rich_help_panel=RUN)
+def promote(
+    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="progressive_gan.digits@3, or ...@previous.")],
+    because: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a registered version the champion, whatever its numbers: a rollback. The champion becomes `previous`."""
+    from genmodels.terminal import console
+    from genmodels.tracking.promotion import appoint
+
+    promotion = appoint(version, because)
+    if as_json:
+        print(promotion.model_dump_json())
+    else:
+        console.print(f"{promotion.name} version {promotion.version} is the champion. {promotion.reason}")
 
 
 @app.command(rich_help_panel=STEPS)
@@ -296,7 +324,7 @@ def models(as_json: AsJson = False) -> None:
             "title": model.title,
             "kind": "unpaired" if model.unpaired else "images",
             "density": str(model.density),
-            "capabilities": [method for method in ("sample", "translate") if hasattr(model, method)],
+            "capabilities": [method for method in CAPABILITIES if hasattr(model, method)],
             "presets": list(model.Config.presets),
         }
         for name, model in MODELS.items()

@@ -211,15 +211,17 @@ class Job:
         )
 
 
-def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None) -> Job:
+def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None, again: bool = False) -> Job:
     """The job of this step: the one that is running, else the one that has left its report, else a new one.
 
     Args:
         links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
+        again: a new one also if one has left its report.
     """
     job = latest_job(step, spec)
     info = job.info() if job else None
-    if job and info and (info.status in RUNNING or (info.status == "SUCCEEDED" and is_done(step, spec))):
+    done = not again and info is not None and info.status == "SUCCEEDED" and is_done(step, spec)
+    if job and info and (info.status in RUNNING or done):
         return job
     job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
     job.submit(links or {})

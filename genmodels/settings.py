@@ -33,7 +33,10 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     mlflow_url: str = "http://127.0.0.1:5000"
+    mlflow_username: str = "admin"
+    mlflow_password: SecretStr = SecretStr("")
     prefect_api_url: str = "http://127.0.0.1:4200/api"
+    prefect_auth_string: SecretStr = Field(default=SecretStr(""), description="user:password of Prefect's server")
     ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
     ray_token_path: Path | None = None
     mirror: str | None = Field(default=None, description="base address in the place of every public data address")
@@ -63,6 +66,10 @@ class Settings(BaseSettings):
             "DO_NOT_TRACK": "1",
             **without_proxy_for_loopback(os.environ),
         }
+        if auth_string := self.prefect_auth_string.get_secret_value():
+            environment["PREFECT_API_AUTH_STRING"] = auth_string
+        if password := self.mlflow_password.get_secret_value():
+            environment |= {"MLFLOW_TRACKING_USERNAME": self.mlflow_username, "MLFLOW_TRACKING_PASSWORD": password}
         if self.ray_token_path is not None:
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_path)}
         return environment

@@ -93,6 +93,7 @@ class PrepareReport(Record):
     set_aside: dict[str, int] = Field(description="inputs left out, counted by reason")
     images_per_second: float
     seconds: float
+    sources: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each file it was made from, by name")
 
 
 class TrainReport(Record):
@@ -123,6 +124,12 @@ class Metric(Record):
     floor: float | None = Field(None, description="the same measure of real against held-out real images")
     untrained: float | None = Field(None, description="the same measure of the untrained model")
     better: Literal["lower", "higher"] = "lower"
+    note: str = Field("", description="what must be known to read it: of a likelihood, exact or a lower bound")
+
+    @property
+    def title(self) -> str:
+        """The name, with the note behind it."""
+        return f"{self.name} ({self.note})" if self.note else self.name
 
     @property
     def gap_closed(self) -> float | None:
@@ -146,7 +153,7 @@ class EvaluationReport(Record):
     protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
     pictures: dict[str, str] = Field(description="address of each picture, by name")
     not_offered: dict[str, str] = Field(
-        default_factory=dict, description="why a feature extractor was not used, by name"
+        default_factory=dict, description="why an axis was not judged or a feature extractor not used, by name"
     )
     seconds: float
 
@@ -177,6 +184,15 @@ class Promotion(Record):
     challenger: float
     champion: float | None = None
     champion_version: int | None = None
+
+
+class PruneReport(Record):
+    """What retention took away, or in a dry run would."""
+
+    dry_run: bool
+    older_than_days: int
+    objects: dict[str, list[str]] = Field(description="keys by kind: checkpoints, raw, data sets, artifacts, uploads")
+    bytes: dict[str, int] = Field(description="by kind")
 
 
 class Progress(Record):

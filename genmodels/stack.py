@@ -245,7 +245,9 @@ class LocalStack:
         except (OSError, HTTPException) as error:
             raise UnavailableError("The stack was stopped while it started; start it again.") from error
         if "s3" in names:
-            create_bucket(stack)
+            from genmodels.storage.objects import ObjectStore
+
+            ObjectStore(Settings(**stack.model_dump())).create_bucket()
         settings.cache_clear()
         return stack
 
@@ -434,23 +436,6 @@ def s3_identities(stack: Stack) -> dict[str, Any]:
     keys = {"accessKey": stack.s3_access_key, "secretKey": stack.s3_secret_key}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     return {"identities": [{"name": "genmodels", "credentials": [keys], "actions": actions}]}
-
-
-def create_bucket(stack: Stack) -> None:
-    """Create the stack's bucket unless it is there."""
-    import boto3
-    from botocore.config import Config
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=stack.s3_endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=stack.s3_access_key,
-        aws_secret_access_key=stack.s3_secret_key,
-        config=Config(proxies={}, retries={"mode": "standard", "max_attempts": 10}),
-    )
-    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-        client.create_bucket(Bucket=stack.bucket)
 
 
 def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:

@@ -21,6 +21,8 @@ from genmodels.settings import Settings, settings
 from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
     from genmodels.storage.objects import ObjectStore
 
 FIXTURES = {
@@ -29,6 +31,7 @@ FIXTURES = {
     "stack": [*SERVICES],
 }  # which services each starts, fewest first
 DATA = Path(os.environ.get("GENMODELS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
+CHROMIUM = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 STACK_STARTING: Future[object] | None = None
 
 
@@ -167,3 +170,29 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing between the tests."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("the browser tests need Debian's chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM.split(), "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> "Iterator[Page]":
+    """A page of it."""
+    from playwright.sync_api import expect
+
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    yield page
+    page.close()

@@ -15,7 +15,7 @@ from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
 
 COMMANDS = {
-    *("up", "down", "status", "retrain", "spec", "prepare", "train", "evaluate", "register"),
+    *("up", "down", "status", "retrain", "serve", "promote", "spec", "prepare", "train", "evaluate", "register"),
     *("sample", "translate", "models", "datasets", "bench"),
 }
 NO_SERVERS = {

@@ -32,7 +32,7 @@ from genmodels.storage.files import new_folder
 from genmodels.storage.objects import ObjectStore, split_uri
 
 TRANSFERS = 16
-PHOTO_SIDE = 128
+PHOTO_SIDE, PHOTO_TILE = 64, 106
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -196,14 +196,19 @@ def _digits(files: Mapping[str, Path]) -> Examples:
 
 
 def _photos(files: Mapping[str, Path]) -> Examples:
-    """Seeded square crops of two photographs; the held-out ones come from the right quarter, which no other touches."""
+    """Seeded square crops of two photographs. Each is cut into tiles, of which every fourth in a chequered pattern is
+    held out, so that training and held-out crops share no pixel and are yet of the same things."""
     tables = {}
     for domain, name in (("a", "china.jpg"), ("b", "flower.jpg")):
         photo = decoded(_sklearn_file(f"images/{name}").read_bytes())
-        border = photo.width * 3 // 4
+        tiles: dict[bool, list[Image.Image]] = {False: [], True: []}
+        for row, column in np.ndindex(photo.height // PHOTO_TILE, photo.width // PHOTO_TILE):
+            left, top = column * PHOTO_TILE, row * PHOTO_TILE
+            tile = photo.crop((left, top, left + PHOTO_TILE, top + PHOTO_TILE))
+            tiles[(column + 2 * row) % 4 == 0].append(tile)
         generator = np.random.default_rng(ord(domain))
-        tables[f"train_{domain}"] = _crops(photo.crop((0, 0, border, photo.height)), 400, generator), None
-        tables[f"test_{domain}"] = _crops(photo.crop((border, 0, photo.width, photo.height)), 64, generator), None
+        tables[f"train_{domain}"] = _crops(tiles[False], 400, generator), None
+        tables[f"test_{domain}"] = _crops(tiles[True], 64, generator), None
     return of_arrays(tables)
 
 
@@ -215,13 +220,13 @@ def _sklearn_file(name: str) -> Path:
     return Path(spec.origin).parent / "datasets" / name
 
 
-def _crops(photo: Image.Image, count: int, generator: np.random.Generator) -> np.ndarray:
+def _crops(tiles: Sequence[Image.Image], count: int, generator: np.random.Generator) -> np.ndarray:
     crops = []
-    for _ in range(count):
-        side = int(generator.integers(PHOTO_SIDE, PHOTO_SIDE * 5 // 4, endpoint=True))
-        left, top = (int(generator.integers(0, room - side, endpoint=True)) for room in photo.size)
-        box = (left, top, left + side, top + side)
-        crops.append(np.asarray(photo.resize((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC, box=box)))
+    for index in range(count):
+        side = int(generator.integers(PHOTO_SIDE, PHOTO_TILE, endpoint=True))
+        left, top = (int(room) for room in generator.integers(0, PHOTO_TILE - side, 2, endpoint=True))
+        box, tile = (left, top, left + side, top + side), tiles[index % len(tiles)]
+        crops.append(np.asarray(tile.resize((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC, box=box)))
     return np.stack(crops)
 
 
@@ -340,7 +345,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             name="photos",
             title="crops of scikit-learn's two photographs: a temple (a) and a flower (b)",
             licence="CC BY 2.0",
-            resolution=64,
+            resolution=32,
             channels=3,
             read=_photos,
             unpaired=True,

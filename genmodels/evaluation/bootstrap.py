@@ -7,6 +7,7 @@ for which 50 replicates are enough (section 6.4). Where a distance is hardly abo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ REPLICATES = 50
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score with its bootstrap replicates."""
+    """A score with its bootstrap replicates, which way is better, and what must be known to read it."""
 
     value: float
     replicates: Tensor
+    better: Literal["lower", "higher"] = "lower"
+    note: str = ""
 
     @property
     def standard_error(self) -> float:

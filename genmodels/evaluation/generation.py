@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genmodels.evaluation.images import as_bytes
-from genmodels.models.base import GenerativeModel, Samples, Translates, scaled
+from genmodels.models.base import Samples, Translates, scaled
 
 SEED = 0
 BATCH_PIXELS = 2**20
@@ -30,15 +30,15 @@ def samples(
 
     `progress` is told how many more there are.
     """
-    device = _device(model)
+    device = device_of(model)
     generator = torch.Generator(device).manual_seed(SEED)
-    batches = []
-    for rows in _batches(count, resolution):
+    made = []
+    for rows in batches(count, resolution):
         chosen = None if labels is None else labels[rows].to(device)
         images = model.sample(rows.stop - rows.start, labels=chosen, generator=generator)
-        batches.append(as_bytes(images).cpu())
+        made.append(as_bytes(images).cpu())
         progress(len(images))
-    return torch.cat(batches)
+    return torch.cat(made)
 
 
 @torch.inference_mode()
@@ -46,9 +46,9 @@ def translations(
     model: Translates, sources: Tensor, *, source: str, target: str, progress: Callable[[int], None]
 ) -> Translations:
     """(N, C, R, R) uint8 images of the domain `source` carried to `target` and back."""
-    device = _device(model)
+    device = device_of(model)
     made, cycled, errors = [], [], []
-    for rows in _batches(len(sources), sources.shape[-1]):
+    for rows in batches(len(sources), sources.shape[-1]):
         images = scaled(sources[rows].to(device))
         there = model.translate(images, target)
         back = model.translate(there, source)
@@ -59,12 +59,14 @@ def translations(
     return Translations(torch.cat(made), torch.cat(cycled), torch.cat(errors))
 
 
-def _batches(count: int, resolution: int) -> Iterator[slice]:
+def batches(count: int, resolution: int) -> Iterator[slice]:
+    """The rows of one batch after the other: 256 images, or fewer where they are large."""
     size = max(1, min(256, BATCH_PIXELS // resolution**2))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
-def _device(model: Samples | Translates) -> torch.device:
-    assert isinstance(model, GenerativeModel)
+def device_of(model: object) -> torch.device:
+    """Where a model computes, whichever of its capabilities it is known by."""
+    assert isinstance(model, nn.Module)
     return next(model.parameters()).device

@@ -1,9 +1,11 @@
-"""Kernel inception distance (Binkowski, Sutherland, Arbel & Gretton 2018): the unbiased estimate of the squared maximum
-mean discrepancy of two sets of features with the kernel (x.y / D + 1)^3.
+"""The squared maximum mean discrepancy of two sets (Gretton et al. 2012, eq. 3): between features with the kernel
+(x.y / D + 1)^3 it is the kernel inception distance (Binkowski, Sutherland, Arbel & Gretton 2018).
 
 Unlike the Fréchet distance it is unbiased at every number of images; near zero it may be negative. All pairs of images
 are used, so there is no choice of subsets; the interval comes from resampling images.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,16 +13,32 @@ from torch import Tensor
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
 
 BLOCK_ROWS = 1024
+Kernel = Callable[[Tensor, Tensor], Tensor]  # rows (N, D) and (M, D) -> of all pairs, (N, M)
 
 
 def kid(real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
     """The distance between two sets of features, (N, D) and (M, D), with at least two rows each."""
+    return squared_mmd(real, fake, polynomial_kernel, generator=generator, replicates=replicates)
+
+
+def prior_mmd(prior: Tensor, codes: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
+    """The squared discrepancy between draws from a prior and codes, (N, D) and (M, D), with a Gaussian kernel as
+    wide as the median distance between draws."""
+    width = float(torch.pdist(prior[:BLOCK_ROWS]).median())
+    kernel = lambda x, y: torch.exp(torch.cdist(x, y).square() / (-2 * width**2))  # noqa: E731
+    return squared_mmd(prior, codes, kernel, generator=generator, replicates=replicates)
+
+
+def squared_mmd(
+    real: Tensor, fake: Tensor, kernel: Kernel, *, generator: torch.Generator, replicates: int = REPLICATES
+) -> Estimate:
+    """The unbiased estimate from all pairs of rows, (N, D) and (M, D), of which there are at least two each."""
     counts_real = _with_original(resample(len(real), replicates, generator))
     counts_fake = _with_original(resample(len(fake), replicates, generator))
     squared = (
-        _mean_kernel(real, real, counts_real, counts_real)
-        + _mean_kernel(fake, fake, counts_fake, counts_fake)
-        - 2 * _mean_kernel(real, fake, counts_real, counts_fake)
+        _mean_kernel(real, real, counts_real, counts_real, kernel)
+        + _mean_kernel(fake, fake, counts_fake, counts_fake, kernel)
+        - 2 * _mean_kernel(real, fake, counts_real, counts_fake, kernel)
     )
     return Estimate(float(squared[0]), squared[1:])
 
@@ -34,14 +52,14 @@ def _with_original(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_ones(1, counts.shape[1]), counts])
 
 
-def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor) -> Tensor:
+def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor, kernel: Kernel) -> Tensor:
     """Mean kernel of the pairs, (1 + replicates,), weighted by how often both are drawn; no image with itself."""
     total = torch.zeros(len(counts_x), dtype=torch.float64)
     for start in range(0, len(x), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        kernel = polynomial_kernel(x[rows].double(), y.double())
+        values = kernel(x[rows].double(), y.double())
         if x is y:
-            kernel.diagonal(start).zero_()
-        total += ((counts_x[:, rows] @ kernel) * counts_y).sum(dim=1)
+            values.diagonal(start).zero_()
+        total += ((counts_x[:, rows] @ values) * counts_y).sum(dim=1)
     pairs = counts_x.sum(dim=1) * counts_y.sum(dim=1)
     return total / (pairs - (counts_x * counts_y).sum(dim=1) if x is y else pairs)

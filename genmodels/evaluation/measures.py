@@ -15,6 +15,7 @@ from genmodels.evaluation.kernel import kid
 
 SEED = 0
 PRIMARY = "sliced_wasserstein"  # needs no weights, so every data set has it
+ABSOLUTE = "sliced_wasserstein_absolute"  # the same, but a change of colour counts
 
 
 def likeness(
@@ -22,33 +23,35 @@ def likeness(
     images: Mapping[str, Tensor],
     extractors: Sequence[Extractor],
     *,
+    absolute: bool = False,
     replicates: int,
     progress: Callable[[str, int], None],
 ) -> dict[str, Estimate]:
-    """Sliced Wasserstein by pyramid level and in the mean, and FID and KID by extractor.
+    """Sliced Wasserstein, `absolute` or not, by pyramid level and in the mean, and FID and KID by extractor.
 
     Args:
         real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
         progress: told what looks at the images, and how many more it has looked at.
     """
+    name = ABSOLUTE if absolute else PRIMARY
     measured: dict[str, Estimate] = {}
     levels: list[Estimate] = []
     for suffix in real:
         generator = torch.Generator().manual_seed(SEED)
         distances = sliced_wasserstein.sliced_wasserstein(
-            real[suffix], images[suffix], generator=generator, replicates=replicates
+            real[suffix], images[suffix], absolute=absolute, generator=generator, replicates=replicates
         )
-        measured |= {f"{PRIMARY}_{size}{suffix}": distance for size, distance in distances.items()}
+        measured |= {f"{name}_{size}{suffix}": distance for size, distance in distances.items()}
         levels += distances.values()
-        progress(PRIMARY, len(real[suffix]))
+        progress(name, len(real[suffix]))
         for extractor in extractors:
             tell = partial(progress, extractor.name)
             features = held_out_features(extractor, real[suffix]), extractor(images[suffix], tell)
-            for name, distance in (("fid", fid), ("kid", kid)):
+            for measure, distance in (("fid", fid), ("kid", kid)):
                 generator = torch.Generator().manual_seed(SEED)
                 value = distance(*features, generator=generator, replicates=replicates)
-                measured[f"{name}_{extractor.name}{suffix}"] = value
-    return {PRIMARY: mean(levels)} | measured
+                measured[f"{measure}_{extractor.name}{suffix}"] = value
+    return {name: mean(levels)} | measured
 
 
 def diversity(images: Tensor, *, replicates: int) -> dict[str, Estimate]:

@@ -38,12 +38,19 @@ def levels(resolution: int) -> list[int]:
 
 
 def sliced_wasserstein(
-    real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES
+    real: Tensor,
+    fake: Tensor,
+    *,
+    absolute: bool = False,
+    generator: torch.Generator,
+    replicates: int = REPLICATES,
 ) -> dict[int, Estimate]:
     """The distance (x1000) at each pyramid level, by the level's resolution.
 
     Args:
         real, fake: the same number of square images, (N, C, R, R), uint8 or float in [-1, 1].
+        absolute: standardise both sets as the real one, so that other colours and contrasts count. As published each
+            set is standardised by itself, and a zebra's coat on an orange horse is as good as on a white one.
         generator: draws the patches' places (the same in both sets), the directions and the bootstrap's images.
         replicates: of the bootstrap; 0 for the bare distance, which does not depend on it.
 
@@ -63,6 +70,9 @@ def sliced_wasserstein(
     distances = {}
     for level, size in enumerate(sizes):  # one at a time: a level of 5,000 colour images makes 750 MB of patches
         patches_real, patches_fake = (_patches(images, level, places[level]) for images in (real, fake))
+        own = _moments(patches_real), _moments(patches_fake)
+        patches_real = _standardised(patches_real, own[0])
+        patches_fake = _standardised(patches_fake, own[0] if absolute else own[1])
         distances[size] = _distances(patches_real, patches_fake, directions[level], counts)
     return distances
 
@@ -88,20 +98,26 @@ def _pyramid_matrices(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _patches(images: Tensor, level: int, places: Tensor) -> Tensor:
-    """Standardised patches of a level, (images * 128, channels * 7 * 7), the patches of one image one after another."""
+    """Patches of a level, (images * 128, channels, 7, 7), the patches of one image one after another."""
     sizes, cut = levels(images.shape[-1]), []
     size = _patch(sizes[level])
     for batch, edges in zip(images.split(BATCH_IMAGES), places.split(BATCH_IMAGES, dim=1), strict=True):
         pixels = next(islice(laplacian_pyramid(as_pixels(batch), sizes), level, None))
         windows = pixels.unfold(2, size, 1).unfold(3, size, 1)
         cut.append(windows[torch.arange(len(batch))[:, None], :, *edges].flatten(0, 1))
-    return _standardised(torch.cat(cut)).flatten(1)
+    return torch.cat(cut)
 
 
-def _standardised(patches: Tensor) -> Tensor:
-    """Mean 0 and variance 1 in each channel over all patches; a constant channel becomes 0."""
-    variance, mean = torch.var_mean(patches, dim=(0, 2, 3), correction=0, keepdim=True)
-    return patches.sub_(mean).div_(variance.sqrt_().clamp_min_(1e-6))
+def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of each channel over all patches."""
+    return torch.var_mean(patches, dim=(0, 2, 3), correction=0, keepdim=True)
+
+
+def _standardised(patches: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Flat patches, (images * 128, components), with mean 0 and variance 1 in each channel if the moments are theirs; a
+    constant channel becomes 0."""
+    variance, mean = moments
+    return patches.sub_(mean).div_(variance.sqrt().clamp_min(1e-6)).flatten(1)
 
 
 def _distances(real: Tensor, fake: Tensor, directions: Tensor, counts: tuple[Tensor, Tensor]) -> Estimate:

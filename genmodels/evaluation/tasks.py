@@ -1,9 +1,10 @@
-"""What is asked of a model, by what it can do: the images to make, and the real ones that they should be like."""
+"""What is asked of a model, by what it can do: images to make, held-out images to score or to reconstruct."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,70 +13,126 @@ from torch import Tensor
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.manifest import Manifest
 from genmodels.errors import SpecError
-from genmodels.evaluation import generation, measures, reals
+from genmodels.evaluation import density, generation, measures, pictures, reals, representation
 from genmodels.evaluation.bootstrap import Estimate, sample_mean
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.kernel import prior_mmd
 from genmodels.evaluation.pictures import contact_sheet
-from genmodels.models.base import GenerativeModel, Samples, Translates
+from genmodels.models.base import Density, Encodes, GenerativeModel, HasPrior, Samples, ScoresDensity, Translates
 
 SHEET_IMAGES = 64
 CYCLES = 16
+Looks = Callable[[str, int], None]  # told what looks at images or makes them, and how many more it has done
 
 
-@dataclass
-class Made:
-    """Images under the suffixes of their metrics' names, and what was measured of them alone."""
+@dataclass(frozen=True)
+class Judged:
+    """Scores by name, and how to draw what they were made of: PNG by name."""
 
-    images: dict[str, Tensor]
-    measured: dict[str, Estimate] = field(default_factory=dict)
-    cycled: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Estimate]
+    pictures: Callable[[], Mapping[str, bytes]]
 
 
 class Task(Protocol):
-    """A way of judging a model on `count` held-out images of each domain.
+    """A way of judging a model by held-out images.
 
-    `real` are held-out images by suffix, `floor` is what a perfect model would make: as many images of the training
-    set; `baselines` are images that took no model to make, by name.
+    Of all its scores `primary` is the one that decides, where this is the first of a model's tasks. `looks` counts the
+    images that judging takes, `anchor_looks` those of floor and baselines.
     """
 
     kind: str
-    count: int
-    real: dict[str, Tensor]
-    floor: Made
-    baselines: dict[str, dict[str, Tensor]]
+    primary: str
+    protocol: dict[str, Any]
+    looks: int
+    anchor_looks: int
 
-    def make(self, model: GenerativeModel, *, replicates: int, progress: Callable[[int], None]) -> Made:
-        """The model's images; `progress` is told how many more there are."""
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        """What the model gets."""
         ...
 
-    def pictures(self, made: Made) -> dict[str, bytes]:
-        """PNG contact sheets by name."""
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        """The scores of a perfect model, where there are any: of as many images of the training set, say."""
         ...
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        """Scores that take no model, by a name of their own."""
+        ...
+
+
+class Likelihood:
+    """The likelihood of held-out images."""
+
+    kind = "density"
+    primary = "bits_per_dim"
+    anchor_looks = 0
+
+    def __init__(self, model: ScoresDensity, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        train, test = dataset.table("train"), dataset.table("test")
+        self.looks = reals.count(manifest)
+        self.real, self.others = _images(test, manifest, self.looks), _images(train, manifest, self.looks)
+        self.labels = _labels(test, self.looks) if _conditional(model) else None
+        self.levels, self.likelihood = model.levels, model.likelihood
+        settings = {"levels": self.levels, "likelihood": self.likelihood, "seed": density.SEED}
+        self.protocol = {"density": settings | {"given": "label" if _conditional(model) else "nothing"}}
+
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        assert isinstance(model, ScoresDensity)
+        nats = density.nats(model, self.real, labels=self.labels, progress=partial(progress, "score"))
+        return Judged(self._scores(nats, self.likelihood, replicates), dict)
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        nats = density.independent_pixels(self.others, self.real, self.levels)
+        scores = self._scores(nats, "exact", replicates)
+        return {f"{name}_of_independent_pixels": score for name, score in scores.items()}
+
+    def _scores(self, nats: Tensor, likelihood: str, replicates: int) -> dict[str, Estimate]:
+        bits = density.bits_per_dim(nats, self.real[0].numel())
+        return {
+            name: replace(_mean(values, replicates), note=f"{likelihood}, {self.levels} levels")
+            for name, values in (("bits_per_dim", bits), ("nats", nats))
+        }
 
 
 class Sampling:
     """Samples, of the held-out images' classes where the model takes any."""
 
     kind = "samples"
+    primary = measures.PRIMARY
 
-    def __init__(self, model: GenerativeModel, manifest: Manifest, dataset: Dataset):
+    def __init__(self, model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
         self.count = reals.count(manifest)
-        self.labels = None
-        if "label" in model.stages()[-1].inputs:
-            self.labels = torch.from_numpy(test.read("label", reals.judged_by(test, self.count)).astype(np.int64))
-        self.real = {"": _images(test, manifest, self.count)}
-        others = _images(train, manifest, self.count)
-        self.floor = Made({"": others}, measures.diversity(others, replicates=0))
-        self.baselines: dict[str, dict[str, Tensor]] = {}
+        self.labels = _labels(test, self.count) if _conditional(model) else None
+        self.real, self.others = _images(test, manifest, self.count), _images(train, manifest, self.count)
+        self.extractors = extractors
+        self.protocol = _protocol(manifest, extractors)
+        self.anchor_looks = self.count * (1 + len(extractors))
+        self.looks = self.count + self.anchor_looks
 
-    def make(self, model: GenerativeModel, *, replicates: int, progress: Callable[[int], None]) -> Made:
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, Samples)
-        resolution = self.real[""].shape[-1]
-        images = generation.samples(model, self.count, resolution=resolution, labels=self.labels, progress=progress)
-        return Made({"": images}, measures.diversity(images, replicates=replicates))
+        resolution = self.real.shape[-1]
+        told = partial(progress, "generate")
+        made = generation.samples(model, self.count, resolution=resolution, labels=self.labels, progress=told)
+        return Judged(self._scores(made, replicates, progress), partial(self._pictures, made))
 
-    def pictures(self, made: Made) -> dict[str, bytes]:
-        columns = {"real, held out": self.real[""][:SHEET_IMAGES], "generated": made.images[""][:SHEET_IMAGES]}
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return self._scores(self.others, 0, progress)
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def _scores(self, made: Tensor, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        alike = measures.likeness(
+            {"": self.real}, {"": made}, self.extractors, replicates=replicates, progress=progress
+        )
+        return alike | measures.diversity(made, replicates=replicates)
+
+    def _pictures(self, made: Tensor) -> dict[str, bytes]:
+        columns = {"real, held out": self.real[:SHEET_IMAGES], "generated": made[:SHEET_IMAGES]}
         return {"samples": contact_sheet(columns, images_per_row=8)}
 
 
@@ -83,60 +140,211 @@ class Translation:
     """Translations of held-out images of each domain, against held-out images of the other; and back again."""
 
     kind = "translations"
+    primary = measures.ABSOLUTE
 
-    def __init__(self, model: Translates, manifest: Manifest, dataset: Dataset):
-        train = {domain: dataset.table("train", domain) for domain in model.domains}
-        test = {domain: dataset.table("test", domain) for domain in model.domains}
-        self.count = reals.count(manifest)
-        real = {domain: _images(table, manifest, self.count) for domain, table in test.items()}
-        others = {domain: _images(table, manifest, self.count) for domain, table in train.items()}
-        self.sources = real
+    def __init__(self, model: Translates, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        count = reals.count(manifest)
+        self.sources = {d: _images(dataset.table("test", d), manifest, count) for d in model.domains}
+        others = {d: _images(dataset.table("train", d), manifest, count) for d in model.domains}
         self.directions = list(permutations(model.domains, 2))
-        self.real = {f"_to_{target}": real[target] for _, target in self.directions}
-        perfect = {f"cycle_error_{source}": Estimate(0.0, torch.empty(0)) for source, _ in self.directions}
-        self.floor = Made({f"_to_{target}": others[target] for _, target in self.directions}, perfect)
-        self.baselines = {"untranslated": {f"_to_{target}": real[source] for source, target in self.directions}}
+        self.real = {f"_to_{target}": self.sources[target] for _, target in self.directions}
+        self.others = {f"_to_{target}": others[target] for _, target in self.directions}
+        self.extractors = extractors
+        self.protocol = _protocol(manifest, extractors)
+        made = len(self.directions) * count
+        self.anchor_looks = 2 * made * (1 + len(extractors))
+        self.looks = made + made * (1 + len(extractors))
 
-    def make(self, model: GenerativeModel, *, replicates: int, progress: Callable[[int], None]) -> Made:
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, Translates)
-        made = Made({})
-        for source, target in self.directions:
-            translated = generation.translations(
-                model, self.sources[source], source=source, target=target, progress=progress
+        told = partial(progress, "translate")
+        made = {
+            (source, target): generation.translations(
+                model, self.sources[source], source=source, target=target, progress=told
             )
-            generator = torch.Generator().manual_seed(measures.SEED)
-            made.images[f"_to_{target}"] = translated.images
-            made.cycled[f"_to_{target}"] = translated.cycled
-            made.measured[f"cycle_error_{source}"] = sample_mean(translated.cycle_error, replicates, generator)
-        return made
+            for source, target in self.directions
+        }
+        images = {f"_to_{target}": each.images for (_, target), each in made.items()}
+        errors = {f"cycle_error_{source}": _mean(each.cycle_error, replicates) for (source, _), each in made.items()}
+        return Judged(self._likeness(images, replicates, progress) | errors, partial(self._pictures, made))
 
-    def pictures(self, made: Made) -> dict[str, bytes]:
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        perfect = {f"cycle_error_{source}": _perfect(0.0) for source, _ in self.directions}
+        return self._likeness(self.others, 0, progress) | perfect
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        untranslated = {f"_to_{target}": self.sources[source] for source, target in self.directions}
+        scores = self._likeness(untranslated, replicates, progress)
+        return {f"{self.primary}_untranslated": scores[self.primary]}
+
+    def _likeness(self, made: Mapping[str, Tensor], replicates: int, progress: Looks) -> dict[str, Estimate]:
+        return measures.likeness(
+            self.real, made, self.extractors, absolute=True, replicates=replicates, progress=progress
+        )
+
+    def _pictures(self, made: Mapping[tuple[str, str], generation.Translations]) -> dict[str, bytes]:
         return {
             f"{source}_to_{target}": contact_sheet(
                 {
                     f"{source}, held out": self.sources[source][:CYCLES],
-                    f"as {target}": made.images[f"_to_{target}"][:CYCLES],
-                    f"back to {source}": made.cycled[f"_to_{target}"][:CYCLES],
+                    f"as {target}": each.images[:CYCLES],
+                    f"back to {source}": each.cycled[:CYCLES],
                 },
                 images_per_row=4,
             )
-            for source, target in self.directions
+            for (source, target), each in made.items()
         }
 
 
-def task_of(model: GenerativeModel, manifest: Manifest, dataset: Dataset) -> Task:
-    """What the model is judged by.
+class Representation:
+    """Codes of held-out images: the images decoded from them, their classes, and the prior they should follow."""
+
+    kind = "codes"
+    primary = "reconstruction_psnr"
+    anchor_looks = 0
+
+    def __init__(self, model: Encodes, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        train, test = dataset.table("train"), dataset.table("test")
+        count = reals.count(manifest)
+        self.real, self.others = _images(test, manifest, count), _images(train, manifest, count)
+        self.labelled, self.has_prior = manifest.classes > 1, isinstance(model, HasPrior)
+        if self.labelled:
+            self.labels, self.other_labels = _labels(test, count), _labels(train, count)
+        self.looks = count * (3 if self.labelled else 2)
+        self.protocol = {
+            "codes": {
+                "probes": "none"
+                if not self.labelled
+                else f"{count} images; logistic regression with weight decay 1; "
+                f"{representation.NEIGHBOURS} nearest neighbours",
+                "ssim_window": representation.SSIM_WINDOW,
+                "prior": self.has_prior,
+                "seed": representation.SEED,
+            }
+        }
+
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        assert isinstance(model, Encodes)
+        codes = representation.codes_of(model, self.real, partial(progress, "encode"))
+        made = representation.decoded(model, codes, self.real.shape[-1], partial(progress, "decode"))
+        scores = {
+            f"reconstruction_{name}": replace(_mean(similarity(self.real, made), replicates), better="higher")
+            for name, similarity in (("psnr", representation.psnr), ("ssim", representation.ssim))
+        }
+        if self.labelled:
+            others = representation.codes_of(model, self.others, partial(progress, "encode"))
+            scores |= self._probes(others, codes, replicates)
+        if isinstance(model, HasPrior):
+            prior, posterior = representation.prior_and_posterior(model, self.real)
+            generator = torch.Generator().manual_seed(measures.SEED)
+            scores["prior_mmd"] = prior_mmd(prior, posterior, generator=generator, replicates=replicates)
+        return Judged(scores, partial(self._pictures, model, codes, made))
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {"reconstruction_ssim": _perfect(1.0)} | ({"prior_mmd": _perfect(0.0)} if self.has_prior else {})
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        if not self.labelled:
+            return {}
+        others, real = (representation.pixel_codes(images) for images in (self.others, self.real))
+        return {f"{name}_of_pixels": score for name, score in self._probes(others, real, replicates).items()}
+
+    def _probes(self, others: Tensor, codes: Tensor, replicates: int) -> dict[str, Estimate]:
+        """The share of the held-out images whose class is read off right, by what reads it."""
+        probes = {
+            "linear_probe_accuracy": representation.linear_probe,
+            "nearest_neighbour_accuracy": representation.nearest_neighbours,
+        }
+        return {
+            name: replace(_mean(probe(others, self.other_labels, codes) == self.labels, replicates), better="higher")
+            for name, probe in probes.items()
+        }
+
+    def _pictures(self, model: Encodes, codes: Tensor, made: Tensor) -> dict[str, bytes]:
+        columns = {"real, held out": self.real[:SHEET_IMAGES], "reconstructed": made[:SHEET_IMAGES]}
+        drawn = {"reconstructions": contact_sheet(columns, images_per_row=8)}
+        resolution = self.real.shape[-1]
+        decode = partial(representation.decoded, model, resolution=resolution, progress=lambda images: None)
+        drawn["traversals"] = pictures.traversals(decode, codes)
+        if isinstance(model, HasPrior):
+            prior, posterior = representation.prior_and_posterior(model, self.real)
+            labels = self.labels if self.labelled else None
+            if codes.shape[1] > 1:
+                drawn["aggregated_posterior"] = pictures.scattered(prior, posterior, labels)
+            if codes.shape[1] == 2:
+                drawn["latent_manifold"] = pictures.manifold(decode, prior)
+        return drawn
+
+
+def tasks_of(
+    model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]
+) -> tuple[list[Task], dict[str, str]]:
+    """What the model is judged by, and why not by the rest. The first task decides: of an explicit density its
+    likelihood, else what the model makes, and the reconstruction where it makes nothing.
 
     Raises:
         SpecError: if it can nothing that can be judged.
         DataError: if there are too few images to judge it.
     """
+    what = manifest, dataset, extractors
+    tasks: list[Task] = []
+    if isinstance(model, ScoresDensity):
+        tasks.append(Likelihood(model, *what))
     if isinstance(model, Samples):
-        return Sampling(model, manifest, dataset)
+        tasks.append(Sampling(model, *what))
     if isinstance(model, Translates):
-        return Translation(model, manifest, dataset)
-    raise SpecError(f"{type(model).__name__} cannot be evaluated: it neither samples nor translates.")
+        tasks.append(Translation(model, *what))
+    if isinstance(model, Encodes):
+        tasks.append(Representation(model, *what))
+    if not tasks:
+        raise SpecError(
+            f"{type(model).__name__} cannot be evaluated: it neither samples nor translates, encodes or scores images."
+        )
+    return tasks, _not_judged(model)
+
+
+WITHOUT_DENSITY = {
+    Density.TRACTABLE: "has a tractable density but no method that scores images",
+    Density.APPROXIMATE: "has an approximate density but no method that bounds it",
+    Density.IMPLICIT: "defines its density only by drawing from it, and estimates from samples mislead",
+    Density.NONE: "defines no density",
+}
+
+
+def _not_judged(model: GenerativeModel) -> dict[str, str]:
+    """The axes on which a model is not judged, and why."""
+    reasons = {}
+    if not isinstance(model, ScoresDensity):
+        reasons["density"] = f"{model.title} {WITHOUT_DENSITY[model.density]}."
+    if not isinstance(model, Samples | Translates):
+        reasons["generation"] = f"{model.title} makes no new images."
+    if not isinstance(model, Encodes):
+        reasons["representation"] = f"{model.title} has no codes of images."
+    return reasons
+
+
+def _protocol(manifest: Manifest, extractors: Sequence[Extractor]) -> dict[str, Any]:
+    return {
+        "generation": {"seed": generation.SEED, "pixels": "8 bits", "weights": "as registered, evaluation mode"},
+        **measures.protocol(manifest.resolution, extractors),
+    }
+
+
+def _conditional(model: Any) -> bool:
+    return "label" in model.stages()[-1].inputs
+
+
+def _mean(values: Tensor, replicates: int) -> Estimate:
+    return sample_mean(values, replicates, torch.Generator().manual_seed(measures.SEED))
+
+
+def _perfect(value: float) -> Estimate:
+    return Estimate(value, torch.empty(0))
 
 
 def _images(table: Table, manifest: Manifest, count: int) -> Tensor:
     return torch.from_numpy(table.read(f"image@{manifest.resolution}", reals.judged_by(table, count)))
+
+
+def _labels(table: Table, count: int) -> Tensor:
+    return torch.from_numpy(table.read("label", reals.judged_by(table, count)).astype(np.int64))

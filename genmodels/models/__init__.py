@@ -5,18 +5,30 @@ from typing import Any
 import torch
 
 from genmodels.errors import unknown
+from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
 from genmodels.models.biggan import BigGAN
 from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
+from genmodels.models.dcgan import DCGAN
+from genmodels.models.flow import Flow
+from genmodels.models.gan import GAN
+from genmodels.models.infogan import InfoGAN
+from genmodels.models.pixelcnn import PixelCNN
 from genmodels.models.progressive_gan import ProgressiveGAN
 from genmodels.models.sagan import SAGAN
 from genmodels.models.sngan import SNGAN
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "autoencoder": Autoencoder,
     "biggan": BigGAN,
     "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
+    "dcgan": DCGAN,
+    "flow": Flow,
+    "gan": GAN,
+    "infogan": InfoGAN,
+    "pixelcnn": PixelCNN,
     "progressive_gan": ProgressiveGAN,
     "sagan": SAGAN,
     "sngan": SNGAN,

@@ -87,15 +87,15 @@ class Adversarial:
         if self.loss.clips_weights:
             clip_weights(parameters, self.config.weight_clip)
 
-    def least_judging(self) -> float:
-        """Work of the discriminator per image of a step that updates both sides, in units of one forward.
+    def least_judging(self, steps: int = 1) -> float:
+        """Work of the discriminator per image if the generator is updated every so many steps, in units of one forward.
 
         Forward costs 1, backward 2, or 1 towards the input alone. A penalty costs 6: forward, gradient, and the
         backward pass of both.
         """
         config = self.config
         lazy = (bool(config.r1_gamma) + bool(config.r2_gamma)) / config.r1_interval_steps
-        judging_real_and_fake, judging_for_the_generator = 2 * 3, 2 + self.loss.relativistic
+        judging_real_and_fake, judging_for_the_generator = 2 * 3, (2 + self.loss.relativistic) / steps
         penalties = 6 * (self.loss.penalises_gradients + lazy) + 3 * bool(config.consistency_weight)
         return judging_real_and_fake + penalties + judging_for_the_generator
 

@@ -239,11 +239,21 @@ class Encodes(Protocol):
 
 
 @runtime_checkable
+class HasPrior(Encodes, Protocol):
+    """Its codes should be distributed like those of a prior: (n, D) drawn from it, and one drawn for each image."""
+
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor: ...
+
+    def posterior(self, images: Tensor, *, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
 class ScoresDensity(Protocol):
     """Log-likelihood of images, (n, C, H, W) in [-1, 1], in nats, (n,): ln P of the pixels rounded to `levels` values.
 
     `likelihood` says whether it is exact or a lower bound; `generator` is for what is drawn to find it (latents,
-    dequantisation noise).
+    dequantisation noise). A conditional model, one whose stages have the input `label`, is also given `labels`, (n,)
+    int64, for ln P given the class.
     """
 
     levels: int

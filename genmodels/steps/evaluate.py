@@ -1,16 +1,15 @@
-"""Evaluate: how much what the model makes is like held-out real data, beside the same scores of real data and of the
-untrained model."""
+"""Evaluate: how well the model predicts held-out real data, how much what it makes is like them and what its codes keep
+of them, beside the same scores of real data and of the untrained model."""
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.manifest import Manifest, open_dataset
-from genmodels.evaluation import generation, measures
+from genmodels.evaluation import reals
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate
 from genmodels.evaluation.extractors import (
     Extractor,
@@ -20,7 +19,7 @@ from genmodels.evaluation.extractors import (
     why_no_classifier,
     why_no_inception,
 )
-from genmodels.evaluation.tasks import Task, task_of
+from genmodels.evaluation.tasks import Task, tasks_of
 from genmodels.spec import EvaluationReport, Metric, Progress, Record, RunSpec, digest
 from genmodels.steps.reports import ProgressWriter, folder, load_report, progress_key, save_report
 from genmodels.steps.train import load_trained, untrained
@@ -51,32 +50,34 @@ def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tracker = Tracker(progress_key("evaluate", spec))
     try:
-        extractors, not_offered = _extractors(manifest, dataset, device, tracker)
-        model = load_trained(spec).to(device)
-        task = task_of(model, manifest, dataset)
-        protocol = _protocol(manifest, task, extractors)
+        extractors, without = _extractors(manifest, dataset, device, tracker)
+        model, start = load_trained(spec).to(device), untrained(spec).to(device)
+        tasks, not_judged = tasks_of(model, manifest, dataset, extractors)
+        protocol = _protocol(manifest, tasks)
         report = load_report("evaluate", spec, EvaluationReport)
         if report and report.protocol == protocol:
             return report
-        judged = 2 if store().exists(_anchors_key(protocol)) else 3 + len(task.baselines)
-        tracker.total = len(task.real) * task.count * (2 + judged * (1 + len(extractors)))
-        likeness = partial(measures.likeness, task.real, extractors=extractors, progress=tracker)
-        anchors = _anchors(task, protocol, likeness)
-        made = task.make(model, replicates=REPLICATES, progress=partial(tracker, "generate"))
-        scores = likeness(made.images, replicates=REPLICATES) | made.measured
-        start = task.make(untrained(spec).to(device), replicates=0, progress=partial(tracker, "generate untrained"))
-        ceiling = likeness(start.images, replicates=0) | start.measured
+        unknown = [task for task in tasks if not store().exists(_anchors_key(_protocol(manifest, [task])))]
+        tracker.total = sum(2 * task.looks for task in tasks) + sum(task.anchor_looks for task in unknown)
+        metrics: list[Metric] = []
+        pictures: dict[str, bytes] = {}
+        for task in tasks:
+            anchors = _anchors(task, _protocol(manifest, [task]), tracker)
+            judged = task.judge(model, replicates=REPLICATES, progress=tracker)
+            ceiling = task.judge(start, replicates=0, progress=tracker.untrained).scores
+            metrics += [
+                _metric(name, score, floor=anchors.floor.get(name), untrained=ceiling[name].value)
+                for name, score in judged.scores.items()
+            ]
+            metrics += anchors.baselines
+            pictures |= judged.pictures()
         report = EvaluationReport(
             run_key=spec.run_key,
-            primary=measures.PRIMARY,
-            metrics=[
-                _metric(name, score, floor=anchors.floor[name], untrained=ceiling[name].value)
-                for name, score in scores.items()
-            ]
-            + anchors.baselines,
+            primary=tasks[0].primary,
+            metrics=metrics,
             protocol=protocol,
-            pictures=_upload(task.pictures(made), spec),
-            not_offered=not_offered,
+            pictures=_upload(pictures, spec),
+            not_offered=without | not_judged,
             seconds=time.perf_counter() - started,
         )
         save_report("evaluate", spec, report)
@@ -97,6 +98,10 @@ class Tracker:
     def __call__(self, stage: str, images: int) -> None:
         self._done += images
         self.tell(stage, self._done, self.total, self._done / max(time.monotonic() - self._started, 1e-3))
+
+    def untrained(self, stage: str, images: int) -> None:
+        """The same with the untrained model."""
+        self(f"{stage} untrained", images)
 
     def train_classifier(self, done: int, total: int) -> None:
         self.tell("train classifier", done, total, done / max(time.monotonic() - self._started, 1e-3))
@@ -127,31 +132,31 @@ def _extractors(
     return found, not_offered
 
 
-def _protocol(manifest: Manifest, task: Task, extractors: list[Extractor]) -> dict[str, Any]:
-    """All that must be equal for two scores to be comparable."""
-    return {
+def _protocol(manifest: Manifest, tasks: Sequence[Task]) -> dict[str, Any]:
+    """All that must be equal for two scores of these tasks to be comparable."""
+    protocol = {
         "version": PROTOCOL,
-        "task": task.kind,
+        "task": ", ".join(task.kind for task in tasks),
         "dataset_digest": manifest.digest,
         "resolution": manifest.resolution,
         "reference": "held-out images; the floor is as many of the training set",
-        "images": task.count,
-        "generation": {"seed": generation.SEED, "pixels": "8 bits", "weights": "as registered, evaluation mode"},
+        "images": reals.count(manifest),
         "bootstrap_replicates": REPLICATES,
-        **measures.protocol(manifest.resolution, extractors),
     }
+    for task in tasks:
+        protocol |= task.protocol
+    return protocol
 
 
-def _anchors(task: Task, protocol: dict[str, Any], likeness: Callable[..., dict[str, Estimate]]) -> Anchors:
+def _anchors(task: Task, protocol: dict[str, Any], tracker: Tracker) -> Anchors:
     """Measured once for a protocol, and kept."""
     if anchors := store().get_record(_anchors_key(protocol), Anchors):
         return anchors
-    floor = likeness(task.floor.images, replicates=0) | task.floor.measured
-    baselines = [
-        _metric(f"{measures.PRIMARY}_{name}", likeness(images, replicates=REPLICATES)[measures.PRIMARY])
-        for name, images in task.baselines.items()
-    ]
-    anchors = Anchors(floor={name: score.value for name, score in floor.items()}, baselines=baselines)
+    baselines = task.baselines(replicates=REPLICATES, progress=tracker)
+    anchors = Anchors(
+        floor={name: score.value for name, score in task.floor(tracker).items()},
+        baselines=[_metric(name, score) for name, score in baselines.items()],
+    )
     store().put_record(_anchors_key(protocol), anchors)
     return anchors
 
@@ -161,7 +166,16 @@ def _anchors_key(protocol: dict[str, Any]) -> str:
 
 
 def _metric(name: str, score: Estimate, floor: float | None = None, untrained: float | None = None) -> Metric:
-    return Metric(name=name, value=score.value, low=score.low, high=score.high, floor=floor, untrained=untrained)
+    return Metric(
+        name=name,
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        floor=floor,
+        untrained=untrained,
+        better=score.better,
+        note=score.note,
+    )
 
 
 def _upload(pictures: dict[str, bytes], spec: RunSpec) -> dict[str, str]:

@@ -98,6 +98,7 @@ def _made(spec: RunSpec, entry: CatalogueEntry, resolution: int, progress: "_Rat
         set_aside=done.manifest.set_aside,
         images_per_second=done.images_per_second,
         seconds=time.perf_counter() - started,
+        sources=dict(entry.identity(progress.download)) if entry.files else {},
     )
 
 

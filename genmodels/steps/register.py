@@ -15,7 +15,7 @@ from genmodels.steps.reports import load_report, report_key, save_report
 from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
-from genmodels.tracking.registry import Registry, register_extractor
+from genmodels.tracking.registry import ModelVersion, Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder
 
@@ -38,7 +38,7 @@ def register(spec: RunSpec) -> RegisterReport:
     server = TrackingServer()
     run_id = find_run(spec, server) or open_run(spec)
     model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
-    _log_metrics(model, evaluation, trained.images_shown, server)
+    _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
     _log_pictures(run_id, spec, evaluation, trained.images_shown, server)
 
     registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
@@ -46,8 +46,7 @@ def register(spec: RunSpec) -> RegisterReport:
         name,
         model_id=model["model_id"],
         run_id=run_id,
-        tags=_traces(run_id, server)
-        | {f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics},
+        tags=_traces(run_id, server) | _scores(evaluation),
         description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
@@ -63,6 +62,20 @@ def register(spec: RunSpec) -> RegisterReport:
     )
     save_report("register", spec, report)
     return report
+
+
+def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationReport) -> None:
+    """Replace the scores that MLflow shows of a registered version by those of a later evaluation."""
+    registry = Registry()
+    registry.set_tags(version, _scores(evaluation))
+    trained = load_report("train", spec, TrainReport)
+    model = _logged_model(version.run_id, registry.server)
+    if trained and model:
+        _log_metrics(model, evaluation, trained.images_shown, time.time_ns() // 1_000_000, registry.server)
+
+
+def _scores(evaluation: EvaluationReport) -> dict[str, str]:
+    return {f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics}
 
 
 def _register_classifier(spec: RunSpec) -> None:
@@ -116,13 +129,13 @@ def _tag(info: dict[str, Any], key: str) -> str:
 
 
 def _log_metrics(
-    model: dict[str, Any], evaluation: EvaluationReport, images_shown: int, server: TrackingServer
+    model: dict[str, Any], evaluation: EvaluationReport, images_shown: int, milliseconds: int, server: TrackingServer
 ) -> None:
-    """Of the run and of the model, so that MLflow can rank models. The time is the model's, not now: MLflow keeps
-    equal values once, so that a second attempt doubles none."""
+    """Of the run and of the model, so that MLflow can rank models. The time is at first the model's, not now: MLflow
+    keeps equal values once, so that a second attempt doubles none."""
     values = {f"evaluation/{metric.name}": metric.value for metric in evaluation.metrics}
     values |= {f"gap_closed/{metric.name}": metric.gap_closed for metric in evaluation.metrics}
-    common = {"timestamp": model["creation_timestamp_ms"], "step": images_shown, "model_id": model["model_id"]}
+    common = {"timestamp": milliseconds, "step": images_shown, "model_id": model["model_id"]}
     metrics = [{"key": key, "value": value, **common} for key, value in values.items() if value is not None]
     server.post("runs/log-batch", run_id=model["source_run_id"], metrics=metrics)
 
@@ -156,7 +169,7 @@ DESCRIPTION = """\
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-images = {call}  # uint8, (N, H, W, C)
+{call}  # uint8, (N, H, W, C)
 ```
 """
 
@@ -166,14 +179,18 @@ def describe(
 ) -> str:
     """The version's page in markdown: what it is, its numbers, its pictures, how to load it."""
     rows = [
-        f"| {metric.name} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
+        f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
         f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} |"
         for metric in evaluation.metrics
     ]
     pictures = [
         f"![{name}](get-artifact?path=evaluation%2F{name}.png&run_uuid={run_id})" for name in evaluation.pictures
     ]
-    translating = f"model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})"
+    call = {
+        "samples": 'images = model.predict({"seed": [0, 1, 2, 3]})',
+        "translates": f"translated = model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})",
+        "reconstructs": "reconstructed = model.predict(images)",
+    }
     return DESCRIPTION.format(
         title=MODELS[spec.model].title,
         dataset=spec.dataset,
@@ -185,7 +202,7 @@ def describe(
         rows="\n".join(rows),
         pictures="\n".join(pictures),
         name=f"{spec.model}.{spec.dataset_name}",
-        call=translating if facts["kind"] == "translates" else 'model.predict({"seed": [0, 1, 2, 3]})',
+        call=call[facts["kind"]],
     )
 
 

@@ -25,7 +25,7 @@ from genmodels.evaluation.pictures import grid
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
 from genmodels.jobs import this_job
 from genmodels.models import build
-from genmodels.models.base import DataInfo, GenerativeModel, Samples, Stage, Translates, scaled
+from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
 from genmodels.settings import settings
 from genmodels.spec import Progress, RunSpec, TrainReport
 from genmodels.steps.reports import (
@@ -199,12 +199,14 @@ class Watch:
         self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
-        """Sliced Wasserstein distance of a few images to held-out ones."""
+        """Sliced Wasserstein distance of a few images to held-out ones; of translations with their colours."""
         generator = torch.Generator().manual_seed(0)
         scores = []
         with engine.evaluating() as model, torch.no_grad():
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
-                distances = sliced_wasserstein(real[: len(made)].cpu(), made.cpu(), generator=generator, replicates=0)
+                sets = real[: len(made)].cpu(), made.cpu()
+                absolute = isinstance(model, Translates)
+                distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
                 scores.append(mean(list(distances.values())).value)
         return sum(scores) / len(scores) if scores else None
 
@@ -241,20 +243,26 @@ def _made(
         for source, target in permutations(model.domains, 2):
             sources = held_out[source][: min(count, len(held_out[target]))]
             yield held_out[target], model.translate(sources, target)
+    elif isinstance(model, Encodes):
+        real = held_out[""][:count]
+        yield real, model.decode(model.encode(real))
 
 
 def _sheet(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Samples from fixed latents; or for each direction a row of held-out images above their translations."""
+    """Samples from fixed latents; or held-out images, each row above their translations or reconstructions."""
     if isinstance(model, Samples):
         generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
         images = model.sample(GRID_IMAGES, generator=generator)
-    else:
-        assert isinstance(model, Translates)
+    elif isinstance(model, Translates):
         rows = []
         for source, target in permutations(model.domains, 2):
             sources = held_out[source][:GRID_COLUMNS]
             rows += [sources, model.translate(sources, target)]
         images = torch.cat(rows)
+    else:
+        assert isinstance(model, Encodes)
+        rows = held_out[""][: GRID_IMAGES // 2].split(GRID_COLUMNS)
+        images = torch.cat([torch.cat((row, model.decode(model.encode(row)))) for row in rows])
     return grid(as_bytes(images).permute(0, 2, 3, 1).cpu().numpy(), GRID_COLUMNS)
 
 

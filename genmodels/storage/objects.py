@@ -6,7 +6,7 @@ Requests that fail for a passing reason are repeated inside; what reaches the ca
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -52,6 +52,15 @@ class ObjectInfo:
     modified: datetime
 
 
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that was begun and neither ended nor given up."""
+
+    key: str
+    id: str
+    begun: datetime
+
+
 def split_uri(uri: str) -> tuple[str, str]:
     """Bucket and key of `s3://bucket/key`; raises SpecError for anything else."""
     scheme, _, rest = uri.partition("://")
@@ -86,6 +95,13 @@ class ObjectStore:
                 response_checksum_validation="when_required",
             ),
         )
+
+    def create_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        client = self.client
+        there = (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists)
+        with self._errors_for_people(self.bucket, ""), suppress(*there):
+            client.create_bucket(Bucket=self.bucket)
 
     def uri(self, key: str) -> str:
         """The object's address, s3://bucket/key."""
@@ -159,6 +175,18 @@ class ObjectStore:
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
             for failure in answer.get("Errors", []):
                 raise AccessError(f"{self.uri(failure['Key'])} was not deleted: {failure.get('Message', 'refused')}.")
+
+    def uploads(self) -> Iterator[Upload]:
+        """The uploads in parts that are under way, or that somebody left."""
+        with self._errors_for_people(self.bucket, ""):
+            for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket):
+                for entry in page.get("Uploads", []):
+                    yield Upload(key=entry["Key"], id=entry["UploadId"], begun=entry["Initiated"])
+
+    def abort(self, upload: Upload) -> None:
+        """Give up an upload; its parts are removed."""
+        with self._errors_for_people(self.bucket, upload.key):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
 
     def presigned(self, key: str, seconds: int) -> str:
         """An http address that reads the object without credentials for that long."""

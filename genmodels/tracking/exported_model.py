@@ -4,7 +4,7 @@ MLflow keeps a copy of this file beside the exported programs and runs it for `m
 imports nothing of this project. `torch.export.load` alone would not do for a file that somebody may have changed:
 it unpickles some of an archive's records, evaluates the symbolic sizes of its graph as Python, and calls whatever
 function of torch the graph names. `load_program` reads the records itself, refuses all but plain tensors and a
-graph of ATen operators on tensors of fixed sizes, and hands a clean archive on.
+graph of ATen operators and loops on tensors of fixed sizes, and hands a clean archive on.
 """
 
 import io
@@ -26,11 +26,12 @@ RECORDS = re.compile(
     r"archive/(data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json)"
     r"|sample_inputs/model\.pt)|models/model\.json|archive_format|archive_version|byteorder|\.data/(version|serialization_id))"
 )
-OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+")
+OPERATOR = re.compile(r"torch\.ops\.(aten\.\w+\.\w+|higher_order\.while_loop)")
+SUBGRAPH = re.compile(r"while_loop_(cond|body)_graph_\d+")
 ARGUMENTS = {
     *("as_tensor", "as_tensors", "as_optional_tensor", "as_optional_tensors", "as_none", "as_string"),
     *("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_scalar_type"),
-    *("as_memory_format", "as_layout", "as_device"),
+    *("as_memory_format", "as_layout", "as_device", "as_graph"),
 }
 WORDS = {
     *("reflect", "replicate", "circular", "constant", "floor", "trunc"),
@@ -104,14 +105,16 @@ def _check_graph(file: str, program: dict[str, Any]) -> None:
             raise UnsafeProgram(f"{file}: {value!r} is not an option of an operator.")
         if key == "arg" and not set(value) - {"name"} <= ARGUMENTS:
             raise UnsafeProgram(f"{file}: an operator takes {', '.join(value)}.")
+        if key == "as_graph" and not SUBGRAPH.fullmatch(value["name"]):  # type: ignore[index]
+            raise UnsafeProgram(f"{file}: the graph of a loop may not have such a name.")
+        if key == "custom_obj_values" and value:
+            raise UnsafeProgram(f"{file}: the graph holds objects that are not tensors.")
         if key == "metadata" and value:
             raise UnsafeProgram(f"{file}: the graph has metadata.")
         if key in {"in_spec", "out_spec"}:
             types = [entry for name, entry in _walk(json.loads(value)) if name == "type"]
             if not TREES.issuperset(types):
                 raise UnsafeProgram(f"{file}: the program takes or gives {types}.")
-    if module["graph"]["custom_obj_values"]:
-        raise UnsafeProgram(f"{file}: the graph holds objects that are not tensors.")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
@@ -126,7 +129,8 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 class ExportedModel(PythonModel):
     """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes);
-    one that translates takes images and the parameter `to`, one of its domains; one that classifies gives logits."""
+    one that translates takes images and the parameter `to`, one of its domains; one that reconstructs gives images back
+    from their codes, as every model with codes does by `encode` and `decode`; one that classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -147,6 +151,8 @@ class ExportedModel(PythonModel):
         """One image for each row of the input, the same for the same row whatever the others are."""
         if self.facts["kind"] == "translates":
             return self.translate(np.asarray(model_input), (params or {}).get("to") or self.facts["domains"][-1])
+        if self.facts["kind"] == "reconstructs":
+            return self.decode(self.encode(np.asarray(model_input)))
         if self.facts["kind"] == "classifies":
             return self._run(self.programs["logits"], [_scaled(np.asarray(model_input))]).numpy()
         seeds = [int(seed) for seed in model_input["seed"]]
@@ -166,6 +172,19 @@ class ExportedModel(PythonModel):
         if target not in self.programs:
             raise ValueError(f"There is no domain {target!r}; this model translates to {', '.join(self.programs)}.")
         return _images(self._run(self.programs[target], [_scaled(images)]))
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The codes of images, uint8 (N, H, W, C): float32 (N, D)."""
+        return self._run(self._coder("encode"), [_scaled(images)]).numpy()
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The images, uint8 (N, H, W, C), of codes, float32 (N, D)."""
+        return _images(self._run(self._coder("decode"), [torch.from_numpy(codes)]))
+
+    def _coder(self, name: str) -> torch.nn.Module:
+        if name not in self.programs:
+            raise ValueError("This model has no codes of images.")
+        return self.programs[name]
 
     def _draws(self, seed: int, label: int | None) -> list[Tensor]:
         """What the model itself draws, in the same order, for one image with a generator of this seed."""

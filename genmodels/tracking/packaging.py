@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
-from genmodels.models.base import GenerativeModel, Samples, Translates
+from genmodels.models.base import Encodes, GenerativeModel, Samples, Translates
 from genmodels.settings import settings
 from genmodels.spec import RunSpec
 from genmodels.tracking import exported_model
@@ -40,18 +41,25 @@ def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int
     resolution = model.stages()[-1].resolution
     batch = _batch_images(resolution)
     facts: dict[str, Any] = {"resolution": resolution, "channels": channels, "batch": batch}
+    images = torch.zeros(batch, channels, resolution, resolution)
+    programs: dict[str, ExportedProgram] = {}
+    if isinstance(model, Encodes):
+        with torch.no_grad():
+            codes = model.encode(images)
+        programs["encode"] = _exported(model, model.encode, [images])
+        programs["decode"] = _exported(model, model.decode, [codes])
+        facts |= {"kind": "reconstructs", "codes": codes.shape[1]}
     if isinstance(model, Samples):
         conditional = any("label" in stage.inputs for stage in model.stages())
         draws = _draws(model, conditional)
-        programs = {"sample": _exported_sample(model, batch, draws, conditional)}
+        programs["sample"] = _exported_sample(model, batch, draws, conditional)
         facts |= {"kind": "samples", "draws": draws, "classes": classes if conditional else 0}
     elif isinstance(model, Translates):
-        images = torch.zeros(batch, channels, resolution, resolution)
         to = {target: partial(model.translate, target=target) for target in model.domains}
-        programs = {target: _exported(model, translate, [images]) for target, translate in to.items()}
+        programs |= {target: _exported(model, translate, [images]) for target, translate in to.items()}
         facts |= {"kind": "translates", "domains": list(model.domains)}
-    else:
-        raise SpecError(f"{spec.model} neither samples nor translates, so there is nothing to register of it.")
+    if not programs:
+        raise SpecError(f"{spec.model} neither samples, translates nor encodes, so there is nothing to register of it.")
     facts = _write(model, programs, facts, folder)
     (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
     return facts
@@ -132,6 +140,8 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
         labels = [ColSpec("long", "label", required=False)] if facts["classes"] else []
         example = pd.DataFrame({"seed": [0, 1]} | ({"label": [0, 1]} if labels else {}))
         return ModelSignature(Schema([ColSpec("long", "seed"), *labels]), images), example
+    if facts["kind"] == "reconstructs":
+        return ModelSignature(images, images), ramp
     if facts["kind"] == "translates":
         to = facts["domains"][-1]
         return ModelSignature(images, images, ParamSchema([ParamSpec("to", "string", to)])), (ramp, {"to": to})
@@ -147,6 +157,8 @@ class Replay(TorchFunctionMode):
         self.draws: list[dict[str, Any]] = []
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and self.given is not None:
+            return None  # gradients are off while torch traces, and it loses the loops beside a note of that
         if (kwargs or {}).get("generator") is None:
             return func(*args, **(kwargs or {}))
         if func not in DRAWS:
@@ -228,8 +240,10 @@ def _drop_unused(program: ExportedProgram) -> None:
     graph, signature = program.graph, program.graph_signature
     idle = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users}
     targets = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target}
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     for node in list(graph.nodes):
-        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
         if node.name in idle and node.name in targets:
             graph.erase_node(node)
             program.state_dict.pop(targets[node.name], None)

@@ -10,13 +10,16 @@ from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
 from genmodels.tracking.registry import ModelVersion, Registry
 
+WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced; no rerun of it comes back by itself
+
 
 def promote(spec: RunSpec) -> Promotion:
     """Make the spec's registered version the champion if it is better than the present one, or if there is none.
 
     MLflow has no compare-and-set for aliases, so comparing and changing is done by one process at a time, under a
     lease. The decision goes into the version's tags before an alias moves: who dies in between leaves the old
-    champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`.
+    champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`. A version that a
+    person took out of that place (`appoint`) stays out.
     """
     registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
     with lease(f"champion/{name}"):
@@ -28,16 +31,60 @@ def promote(spec: RunSpec) -> Promotion:
         champion = registry.aliased(name, "champion")
         if champion and champion.version == challenger.version and "gate" in champion.tags:
             return Promotion.model_validate_json(champion.tags["gate"])
+        if challenger.tags.get("gate.verdict") == WITHDRAWN:
+            return Promotion.model_validate_json(challenger.tags["gate"])
         champion_scores = evaluation_of(champion, registry) if champion else None
         decision = decide(challenger, evaluation_of(challenger, registry), champion, champion_scores)
-        verdict = "promoted" if decision.promoted else "refused"
-        numbers = decision.model_dump_json()
-        registry.set_tags(challenger, {"gate": numbers, "gate.verdict": verdict, "gate.reason": decision.reason})
+        registry.set_tags(challenger, _verdict(decision, "promoted" if decision.promoted else "refused"))
         if decision.promoted:
             if champion:
                 registry.set_alias(name, "previous", champion.version)
             registry.set_alias(name, "champion", challenger.version)
     return decision
+
+
+def appoint(address: str, because: str = "") -> Promotion:
+    """Make a registered version the champion because a person says so, be it better or not: a rollback, most often.
+
+    What was champion stays reachable as `previous`, and its own run, done again, does not make it champion again; only
+    a person does. Both versions' tags tell what happened before an alias moves, so that a second call ends what a
+    first one began.
+
+    Args:
+        address: NAME@VERSION, NAME@ALIAS (`previous`, say), or models:/NAME/VERSION.
+        because: why, for the record.
+
+    Raises:
+        SpecError: for an unknown model, version or alias.
+    """
+    registry = Registry()
+    name = registry.find(model_uri(address)).name
+    with lease(f"champion/{name}"):
+        version, champion = registry.find(model_uri(address)), registry.aliased(name, "champion")
+        if champion and champion.version == version.version:
+            return _decision(
+                version, registry, promoted=True, reason=f"Version {version.version} is the champion already."
+            )
+        in_place_of = f" in the place of version {champion.version}" if champion else ""
+        reason = f"Appointed by hand{in_place_of}{f': {because}' if because else '.'}"
+        decision = _decision(version, registry, promoted=True, reason=reason)
+        if champion:
+            reason = f"Version {version.version} was appointed by hand in its place{f': {because}' if because else '.'}"
+            withdrawn = _decision(champion, registry, promoted=False, reason=reason)
+            registry.set_tags(champion, _verdict(withdrawn, WITHDRAWN))
+        registry.set_tags(version, _verdict(decision, "appointed"))
+        if champion:
+            registry.set_alias(name, "previous", champion.version)
+        registry.set_alias(name, "champion", version.version)
+    return decision
+
+
+def model_uri(address: str) -> str:
+    """models:/NAME/VERSION or models:/NAME@ALIAS of NAME@VERSION or NAME@ALIAS, which is shorter to type."""
+    if address.startswith("models:"):
+        return address
+    name, _, which = address.partition("@")
+    return f"models:/{name}/{which}" if which.isdecimal() else f"models:/{address}"
 
 
 def evaluation_of(version: ModelVersion, registry: Registry) -> EvaluationReport | None:
@@ -91,6 +138,24 @@ def decide(
         return answer(True, f"Better beyond the noise: {numbers}; the gain of {gain:.4g} exceeds {noise:.4g}.", other)
     return answer(
         False, f"Not better beyond the noise: {numbers}; the gain of {gain:.4g} does not exceed {noise:.4g}.", other
+    )
+
+
+def _verdict(decision: Promotion, verdict: str) -> dict[str, str]:
+    return {"gate": decision.model_dump_json(), "gate.verdict": verdict, "gate.reason": decision.reason}
+
+
+def _decision(version: ModelVersion, registry: Registry, *, promoted: bool, reason: str) -> Promotion:
+    """A person's decision, with the version's own number for the record."""
+    scores = evaluation_of(version, registry)
+    metric = _primary(scores)
+    return Promotion(
+        name=version.name,
+        version=version.version,
+        promoted=promoted,
+        reason=reason,
+        metric=scores.primary if scores else "none",
+        challenger=metric.value if metric else math.nan,
     )
 
 

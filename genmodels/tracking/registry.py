@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class ModelVersion:
     run_id: str
     tags: Mapping[str, str]
     aliases: Sequence[str]
+    created: datetime | None = None
 
     @property
     def uri(self) -> str:
@@ -62,9 +64,9 @@ class Registry:
         try:
             answer = self.server.get("model-versions/get", name=name, version=number)
         except MissingEntity:
-            versions = self.server.get("model-versions/search", filter=f"name = '{name}'").get("model_versions", [])
             self._aliases(name)  # raises for an unknown model
-            raise unknown(f"version of {name}", str(number), [entry["version"] for entry in versions]) from None
+            versions = self.versions(f"name = '{name}'")
+            raise unknown(f"version of {name}", str(number), [str(entry.version) for entry in versions]) from None
         return self._version(answer["model_version"])
 
     def aliased(self, name: str, alias: str) -> ModelVersion | None:
@@ -74,8 +76,18 @@ class Registry:
 
     def of_run(self, name: str, run_key: str) -> list[ModelVersion]:
         """The versions that were registered for a run key, the first one first."""
-        answer = self.server.get("model-versions/search", filter=f"name = '{name}' AND tags.run_key = '{run_key}'")
-        return sorted(map(self._version, answer.get("model_versions", [])), key=lambda version: version.version)
+        return self.versions(f"name = '{name}' AND tags.run_key = '{run_key}'")
+
+    def versions(self, filter: str = "") -> list[ModelVersion]:
+        """All versions that MLflow's `filter` lets through, by name, the first one first."""
+        found: list[ModelVersion] = []
+        page: dict[str, Any] = {}
+        while True:
+            answer = self.server.get("model-versions/search", filter=filter, **page)
+            found += map(self._version, answer.get("model_versions", []))
+            if not answer.get("next_page_token"):
+                return sorted(found, key=lambda version: (version.name, version.version))
+            page = {"page_token": answer["next_page_token"]}
 
     def add(
         self, name: str, *, model_id: str, run_id: str = "", tags: Mapping[str, str], description: str, summary: str
@@ -151,6 +163,7 @@ class Registry:
             run_id=answer.get("run_id", ""),
             tags={tag["key"]: tag["value"] for tag in answer.get("tags", [])},
             aliases=answer.get("aliases", []),
+            created=datetime.fromtimestamp(int(answer["creation_timestamp"]) / 1000, UTC),
         )
 
     def _aliases(self, name: str) -> dict[str, str]:
@@ -177,6 +190,11 @@ def load(model_uri: str) -> Any:
 def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> np.ndarray:
     """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same."""
     model = load(model_uri)
+    if model.facts["kind"] == "reconstructs":
+        raise SpecError(
+            f"{model_uri} cannot sample: it carries images to codes and back, but defines no distribution to draw "
+            "codes from; take a model whose density is not `none` in `genmodels models`, such as vae."
+        )
     if model.facts["kind"] != "samples":
         raise SpecError(f"{model_uri} translates images and cannot sample; use `genmodels translate`.")
     if labels is not None and not model.facts["classes"]:
@@ -192,7 +210,9 @@ def translate(model_uri: str, images: np.ndarray, to: str) -> np.ndarray:
     """The images, uint8 (n, H, W, C) of the model's resolution, as if of the domain `to`."""
     model = load(model_uri)
     if model.facts["kind"] != "translates":
-        raise SpecError(f"{model_uri} samples images and cannot translate; use `genmodels sample`.")
+        raise SpecError(
+            f"{model_uri} {model.facts['kind']} images and cannot translate; take another, such as cyclegan."
+        )
     if to not in model.facts["domains"]:
         raise unknown("domain", to, model.facts["domains"])
     shape = (model.facts["resolution"], model.facts["resolution"], model.facts["channels"])

@@ -36,6 +36,8 @@ class TrackingServer:
     def __init__(self, retrying: Retrying | None = None):
         self.url = settings().mlflow_url.rstrip("/")
         self.session = requests.Session()
+        if password := settings().mlflow_password.get_secret_value():
+            self.session.auth = (settings().mlflow_username, password)
         self._retrying = retrying or Retrying(
             retry=retry_if_exception_type(WriteConflict),
             wait=wait_random(0, 0.5),

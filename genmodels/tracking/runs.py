@@ -80,6 +80,13 @@ def find_run(spec: RunSpec, server: TrackingServer | None = None) -> str | None:
     return record.run_id
 
 
+def run_page(run_id: str) -> str:
+    """The address of a run's page in MLflow, among the pages for training and not among those for chatbots."""
+    server = TrackingServer()
+    experiment = server.get("runs/get", run_id=run_id)["run"]["info"]["experiment_id"]
+    return f"{server.url}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+
 def set_status(run_id: str, status: RunStatus, server: TrackingServer | None = None) -> None:
     """Say how a run stands; anything but RUNNING ends it now."""
     end = {} if status == "RUNNING" else {"end_time": _milliseconds()}

@@ -82,10 +82,12 @@ def test_digits_are_scikit_learns():
 
 
 def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypatch: pytest.MonkeyPatch):
-    """In the place of each photograph a picture whose red says where a column lies: 0 left, 255 right of the border."""
-    columns = np.zeros((427, 640, 3), np.uint8)
-    columns[:, 480:] = 255
-    monkeypatch.setattr(catalogue, "decoded", lambda data: Image.fromarray(columns))
+    """In the place of each photograph a picture whose red says to which part a tile belongs: 255 is held out."""
+    tiles = np.zeros((4, 6), np.uint8)
+    tiles[::2, ::4] = tiles[1::2, 2::4] = 255
+    picture = np.zeros((427, 640, 3), np.uint8)
+    picture[:424, :636] = tiles.repeat(106, 0).repeat(106, 1)[..., None]
+    monkeypatch.setattr(catalogue, "decoded", lambda data: Image.fromarray(picture))
     for example in examples_of("photos"):
         assert isinstance(example.content, np.ndarray)
         expected = 0 if example.table.startswith("train") else 255

@@ -6,7 +6,7 @@ import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from genmodels.evaluation import kernel
-from genmodels.evaluation.kernel import kid
+from genmodels.evaluation.kernel import kid, prior_mmd
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,3 +54,14 @@ def test_the_standard_error_is_the_spread_of_repeated_experiments():
     scores = [kid(normal(200, 8, 2 * i), normal(200, 8, 2 * i + 1, 0.5), generator=generator(i)) for i in range(40)]
     spread = np.std([score.value for score in scores], ddof=1)
     assert np.mean([score.standard_error for score in scores]) == pytest.approx(spread, rel=0.4)
+
+
+def test_the_discrepancy_of_two_gaussians_is_its_closed_form():
+    """E exp(-d^2 / 2 w^2) = w / sqrt(w^2 + 2) exp(-m^2 / 2 (w^2 + 2)) for the difference d ~ N(m, 2) of two draws."""
+    prior, codes = normal(4000, 1, 0), normal(4000, 1, 1, mean=1.0)
+    width = float(torch.pdist(prior[: kernel.BLOCK_ROWS]).median())
+    expected = 2 * width / (width**2 + 2) ** 0.5 * (1 - np.exp(-1 / (2 * (width**2 + 2))))
+    estimate = prior_mmd(prior, codes, generator=generator())
+    assert estimate.low < expected < estimate.high
+    same = prior_mmd(prior, normal(4000, 1, 2), generator=generator())
+    assert same.low < 0 < same.high

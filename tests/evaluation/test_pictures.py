@@ -1,4 +1,4 @@
-"""A contact sheet shows every pixel of every image where it belongs."""
+"""Every image, code and dot is where it belongs."""
 
 import io
 
@@ -6,7 +6,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from genmodels.evaluation.pictures import CAPTION_PIXELS, MARGIN, contact_sheet
+from genmodels.evaluation.pictures import (
+    CAPTION_PIXELS,
+    GREY,
+    LINE_PIXELS,
+    MANIFOLD_STEPS,
+    MARGIN,
+    PLOT_PIXELS,
+    STEPS,
+    TILE_PIXELS,
+    contact_sheet,
+    manifold,
+    scattered,
+    traversals,
+)
+
+STRIDE = TILE_PIXELS + LINE_PIXELS
 
 
 def test_every_image_is_in_its_place_and_small_ones_are_enlarged_by_whole_pixels():
@@ -20,3 +35,41 @@ def test_every_image_is_in_its_place_and_small_ones_are_enlarged_by_whole_pixels
         assert (sheet[y : y + 64, x : x + 64] == grey).all()
     assert (sheet[CAPTION_PIXELS + 2 :, 2 * MARGIN + side + 2 :][:64, :64] == [0, 255, 0]).all()
     assert (sheet[: CAPTION_PIXELS - 2] != 255).any()  # the captions
+
+
+def greys(png: bytes, rows: int, columns: int, left: int = MARGIN) -> np.ndarray:
+    """The middle of each tile of a grid."""
+    sheet = np.asarray(Image.open(io.BytesIO(png)))[CAPTION_PIXELS + LINE_PIXELS :, left + LINE_PIXELS :]
+    middle = slice(TILE_PIXELS // 2, None, STRIDE)
+    return sheet[middle, middle, 0][:rows, :columns].astype(int)
+
+
+def test_a_traversal_moves_one_dimension_at_a_time():
+    """An image is as bright as its code's sum; the second dimension varies more and comes first."""
+    codes = torch.stack((torch.linspace(100, 110, 101), torch.linspace(0, 100, 101)), dim=1)
+    decode = lambda c: c.sum(1).round().byte().view(-1, 1, 1, 1).expand(-1, 1, 8, 8)  # noqa: E731
+    shown = greys(traversals(decode, codes), 2, STEPS)
+    steps = np.linspace(0.01, 0.99, STEPS)
+    np.testing.assert_allclose(shown[0], 100 + 100 * steps, atol=1)  # of the first code, (100, 0)
+    np.testing.assert_allclose(shown[1], 100 + 10 * steps, atol=1)
+
+
+def test_the_manifold_has_the_first_dimension_to_the_right_and_the_second_upwards():
+    uniform = torch.linspace(0, 1, 1001)
+    prior = torch.stack((uniform, uniform), dim=1)
+    decode = lambda c: (10 * (c @ torch.tensor([1.0, 20.0]))).round().byte().view(-1, 1, 1, 1).expand(-1, 1, 8, 8)  # noqa: E731
+    shown = greys(manifold(decode, prior), MANIFOLD_STEPS, MANIFOLD_STEPS)
+    steps = (np.arange(MANIFOLD_STEPS) + 0.5) / MANIFOLD_STEPS
+    np.testing.assert_allclose(shown, 10 * steps[None] + 200 * steps[::-1, None], atol=1)
+
+
+def test_codes_lie_over_the_prior_in_the_colour_of_their_class():
+    prior = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).repeat(500, 1)
+    codes = torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]]).repeat(500, 1)
+    prior = torch.cat((prior, torch.zeros(1000, 1)), dim=1)
+    sheet = np.asarray(Image.open(io.BytesIO(scattered(prior, codes, torch.tensor([0, 1]).repeat(500)))))
+    plot = sheet[CAPTION_PIXELS : CAPTION_PIXELS + PLOT_PIXELS, -MARGIN - PLOT_PIXELS : -MARGIN]
+    near, far = round(PLOT_PIXELS * (0.5 - 1 / 2.2)), round(PLOT_PIXELS * (0.5 + 1 / 2.2))
+    assert tuple(plot[far, near]) == tuple(plot[near, far]) == GREY
+    assert tuple(plot[near, near]) == (31, 119, 180)
+    assert tuple(plot[far, far]) == (255, 127, 14)

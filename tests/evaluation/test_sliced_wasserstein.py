@@ -1,5 +1,7 @@
 """Known answers, and the definition written once more with scipy's filters and one loop over the patches."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -98,6 +100,18 @@ def test_gaussian_noise_is_at_the_distance_the_projections_say():
     expected = np.abs(1 - np.abs((u / np.linalg.norm(u, axis=1, keepdims=True)).sum(1))).mean() * np.sqrt(2 / np.pi)
     value = swd.sliced_wasserstein(white, flat, generator=generator())[8].value
     assert value == pytest.approx(1e3 * expected, rel=0.05)
+
+
+def test_another_brightness_counts_only_in_the_absolute_distance():
+    """A shift by c moves every projection by c / sigma times the sum of a unit vector of d components, whose mean size
+    is sqrt(d) Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))."""
+    images = photos(200, 1, 8).float() / 255 - 0.5
+    brighter = images + 0.25
+    own = swd.sliced_wasserstein(images, brighter, generator=generator(), replicates=0)[8]
+    assert own.value < 0.01
+    size = 7 * math.gamma(24.5) / (math.sqrt(math.pi) * math.gamma(25))
+    absolute = swd.sliced_wasserstein(images, brighter, absolute=True, generator=generator(), replicates=0)[8]
+    assert absolute.value == pytest.approx(1e3 * 0.25 / float(images.std()) * size, rel=0.1)
 
 
 def test_constant_images_are_measured_not_divided_by_zero():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from genmodels.jobs import RayJobs, latest_job
 from genmodels.settings import Settings
@@ -27,7 +26,6 @@ T = TypeVar("T")
 TINY = ["fmap_max=8", "latent=8", "fade_images=128", "stable_images=256", "final_images=1024"]
 ENDLESS = ["fmap_max=8", "latent=8", "stable_images=256", "final_images=100000000", "training.checkpoint_seconds=1"]
 STEPS = ["prepare digits", "train progressive_gan", "evaluate progressive_gan", "register progressive_gan"]
-CHROMIUM = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 
 
 def started(*arguments: str, overrides: list[str]) -> subprocess.Popen[str]:
@@ -117,26 +115,6 @@ def outcome(stack: Settings) -> dict[str, Any]:
     return ended(started("--workers", "2", overrides=TINY))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("the browser tests need Debian's chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM.split(), "--no-first-run"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
-    yield page
-    page.close()
-
-
 def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings, outcome: dict[str, Any]):
     assert outcome["model_uri"] == f"models:/progressive_gan.digits/{outcome['version']}"
     assert "challenger" in outcome["aliases"]
@@ -148,7 +126,7 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     assert store().exists(f"runs/{outcome['run_key']}/weights.safetensors")
     assert all(store().read(address) for address in outcome["pictures"].values())
 
-    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2]
+    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2].partition("?")[0]
     run = requests.get(f"{stack.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
     tags = {tag["key"]: tag["value"] for tag in run["run"]["data"]["tags"]}
     assert tags["run_key"] == outcome["run_key"]

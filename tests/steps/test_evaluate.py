@@ -59,7 +59,9 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
     primary, kid = report.metric("sliced_wasserstein"), report.metric("kid_classifier")
     assert primary.value > 3 * some(primary.floor)
     assert abs(some(kid.floor)) < 0.15 * kid.value  # unbiased: zero but for noise
+    assert set(report.not_offered) == {"inception", "density", "representation"}
     assert "colour" in report.not_offered["inception"]
+    assert "only by drawing" in report.not_offered["density"]
 
     sheet = Image.open(io.BytesIO(store().read(report.pictures["samples"])))
     assert sheet.width > sheet.height > 8 * 64
@@ -117,22 +119,25 @@ def test_a_translation_is_judged_in_its_target_domain_and_back(s3: Settings):
     report = evaluate(spec)
     metrics = {metric.name: metric for metric in report.metrics}
     assert set(metrics) == {
-        "sliced_wasserstein",
-        "sliced_wasserstein_16_to_a",
-        "sliced_wasserstein_16_to_b",
+        "sliced_wasserstein_absolute",
+        "sliced_wasserstein_absolute_16_to_a",
+        "sliced_wasserstein_absolute_16_to_b",
         *(f"{name}_classifier_to_{domain}" for name in ("fid", "kid") for domain in "ab"),
         "cycle_error_a",
         "cycle_error_b",
-        "sliced_wasserstein_untranslated",
+        "sliced_wasserstein_absolute_untranslated",
     }
-    halves = [metrics["sliced_wasserstein_16_to_a"].value, metrics["sliced_wasserstein_16_to_b"].value]
-    assert metrics["sliced_wasserstein"].value == pytest.approx(sum(halves) / 2)
+    halves = [
+        metrics["sliced_wasserstein_absolute_16_to_a"].value,
+        metrics["sliced_wasserstein_absolute_16_to_b"].value,
+    ]
+    assert metrics["sliced_wasserstein_absolute"].value == pytest.approx(sum(halves) / 2)
     assert metrics["cycle_error_a"].floor == 0 < metrics["cycle_error_a"].value < 1
-    untranslated = metrics["sliced_wasserstein_untranslated"]
-    assert 0 < some(metrics["sliced_wasserstein"].floor) < untranslated.value
+    untranslated = metrics["sliced_wasserstein_absolute_untranslated"]
+    assert 0 < some(metrics["sliced_wasserstein_absolute"].floor) < untranslated.value
     assert untranslated.gap_closed is None
     assert set(report.pictures) == {"a_to_b", "b_to_a"}
-    assert set(report.not_offered) == {"inception"}
+    assert set(report.not_offered) == {"inception", "density", "representation"}
     assert all(math.isfinite(metric.value) for metric in report.metrics)
 
 
@@ -157,6 +162,33 @@ def test_a_conditional_model_samples_the_held_out_classes(s3: Settings, monkeypa
     evaluate(spec)
     held_out = dataset.table("test").read("label", np.arange(180))
     assert torch.cat(drawn).bincount().tolist() == np.bincount(held_out).tolist()
+
+
+def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
+    spec = unjudged("autoencoder", "digits", seed=309)
+    report = evaluate(spec)
+    metrics = {metric.name: metric for metric in report.metrics}
+    assert set(metrics) == {
+        "reconstruction_psnr",
+        "reconstruction_ssim",
+        "linear_probe_accuracy",
+        "nearest_neighbour_accuracy",
+        "linear_probe_accuracy_of_pixels",
+        "nearest_neighbour_accuracy_of_pixels",
+    }
+    assert report.primary == "reconstruction_psnr"
+    for metric in metrics.values():
+        assert metric.better == "higher"
+        assert metric.low < metric.value < metric.high
+        if not metric.name.endswith("pixels"):
+            assert metric.value == pytest.approx(metric.untrained, rel=1e-4)  # its weights are as they were drawn
+    assert metrics["reconstruction_ssim"].floor == 1
+    assert metrics["linear_probe_accuracy_of_pixels"].value > 0.8
+    assert {"density", "generation"} < set(report.not_offered)
+    assert set(report.pictures) == {"reconstructions", "traversals"}
+    progress = read_progress("evaluate", spec)
+    assert progress
+    assert progress.done == progress.total
 
 
 def test_what_is_not_trained_is_not_judged(s3: Settings):

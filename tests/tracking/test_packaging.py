@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genmodels.errors import SpecError
 from genmodels.evaluation.classifier import Classifier
 from genmodels.models import MODELS, build
-from genmodels.models.base import DataInfo, GenerativeModel, scaled
+from genmodels.models.base import DataInfo, Encodes, GenerativeModel, scaled
 from genmodels.spec import RunSpec
 from genmodels.tracking import packaging
 from genmodels.tracking.exported_model import ExportedModel, UnsafeProgram, load_program
@@ -37,8 +37,19 @@ def as_uint8(images: Tensor) -> np.ndarray:
     return images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path):
-    model, export = exported(tmp_path, "progressive_gan", channels=1)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("progressive_gan", {}),
+        ("gan", {}),
+        ("dcgan", {}),
+        ("infogan", {}),
+        ("flow", {"steps": 2}),
+        ("pixelcnn", {"layers": 2}),
+    ],
+)
+def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path, name: str, config: dict[str, Any]):
+    model, export = exported(tmp_path, name, channels=1, **config)
     for seed in (0, 7, 2**40):
         own = as_uint8(model.sample(1, generator=torch.Generator().manual_seed(seed)))
         np.testing.assert_allclose(export.sample([seed]).astype(int), own, atol=1)  # a rounding at most
@@ -68,6 +79,17 @@ def test_translations_are_the_models(tmp_path: Path):
         )
     with pytest.raises(ValueError, match="translates to a, b"):
         export.translate(images, "c")
+
+
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_codes_and_reconstructions_are_the_models(tmp_path: Path, architecture: str):
+    model, export = exported(tmp_path, "autoencoder", channels=1, resolution=8, architecture=architecture)
+    assert isinstance(model, Encodes)
+    images = np.random.default_rng(0).integers(0, 256, (19, 8, 8, 1), np.uint8)
+    codes = model.encode(scaled(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
+    np.testing.assert_allclose(export.encode(images), codes.numpy(), atol=1e-5)
+    np.testing.assert_allclose(export.decode(codes.numpy()).astype(int), as_uint8(model.decode(codes).detach()), atol=1)
+    assert np.array_equal(export.predict(None, images), export.decode(export.encode(images)))
 
 
 def test_a_classifier_gives_its_logits(tmp_path: Path):
@@ -183,6 +205,15 @@ def hostile_archives(canary: Path) -> dict[str, Callable[[dict[str, bytes]], Non
             {"name": "size", "arg": {"as_int": 4}, "kind": 1},
         ]
 
+    def loops_graph(name: str, target: str) -> Callable[[dict[str, Any]], None]:
+        def change(program: dict[str, Any]) -> None:
+            node = program["graph_module"]["graph"]["nodes"][0]
+            inner = {"nodes": [{"target": target, "inputs": [], "outputs": [], "metadata": {}}], "inputs": []}
+            node["target"] = "torch.ops.higher_order.while_loop"
+            node["inputs"] = [{"name": "", "arg": {"as_graph": {"name": name, "graph": inner}}, "kind": 1}]
+
+        return change
+
     def guard(program: dict[str, Any]) -> None:
         program["guards_code"] = [code]
 
@@ -198,6 +229,8 @@ def hostile_archives(canary: Path) -> dict[str, Callable[[dict[str, bytes]], Non
         "a function of torch": graph_changed(function_of_torch),
         "an operator on files": graph_changed(file_operator),
         "a guard": graph_changed(guard),
+        "the name of a loop's graph": graph_changed(loops_graph(f'x"), {code}, ("', "torch.ops.aten.neg.default")),
+        "a function in a loop": graph_changed(loops_graph("while_loop_body_graph_0", "torch.hub.os.getcwd")),
         "compiled code": compiled_code,
     }
 

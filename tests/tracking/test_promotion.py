@@ -11,7 +11,7 @@ from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, Metric, RunSpec
 from genmodels.steps.reports import report_key
 from genmodels.storage.objects import store
-from genmodels.tracking.promotion import decide, promote
+from genmodels.tracking.promotion import appoint, decide, promote
 from genmodels.tracking.registry import ModelVersion, Registry
 from genmodels.tracking.rest import TrackingServer
 
@@ -148,6 +148,58 @@ def test_a_champion_whose_numbers_are_gone_is_not_replaced_unseen(without_champi
     decision = promote(registered(413, 0.1))
     assert not decision.promoted
     assert "the champion, has no finite primary metric" in decision.reason
+
+
+def test_a_person_puts_an_earlier_version_back_and_it_stays(without_champion: str):
+    registry, name = Registry(), without_champion
+    first, spec = promote(registered(415, 0.5)), registered(416, 0.2)
+    second = promote(spec)
+    assert second.promoted
+    back = appoint(f"{name}@previous", "version two dreams of sheep")
+    assert back.version == first.version
+    assert back.challenger == 0.5
+    assert back.reason == f"Appointed by hand in the place of version {second.version}: version two dreams of sheep"
+    assert registry.find(f"models:/{name}@champion").version == first.version
+    assert registry.find(f"models:/{name}@previous").version == second.version
+    withdrawn = registry.find(f"models:/{name}/{second.version}").tags
+    assert withdrawn["gate.verdict"] == "withdrawn"
+    assert withdrawn["gate.reason"].endswith("in its place: version two dreams of sheep")
+
+    again = promote(spec)
+    assert not again.promoted
+    assert again.reason == withdrawn["gate.reason"], "its own run, done again, does not bring it back"
+    assert registry.find(f"models:/{name}@champion").version == first.version
+
+    appoint(f"{name}@{second.version}")
+    assert registry.find(f"models:/{name}@champion").version == second.version
+    assert promote(spec).promoted
+
+
+def test_appointing_the_champion_changes_nothing(without_champion: str):
+    first = promote(registered(417, 0.5))
+    assert appoint(f"models:/{without_champion}/{first.version}").reason.endswith("is the champion already.")
+    assert Registry().aliased(without_champion, "previous") is None
+
+
+def test_a_death_within_a_rollback_is_repaired_by_another_try(without_champion: str, monkeypatch: pytest.MonkeyPatch):
+    first, second = promote(registered(418, 0.5)), promote(registered(419, 0.2))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Registry, "set_alias", die)
+        with pytest.raises(KeyboardInterrupt):
+            appoint(f"{without_champion}@{first.version}")
+    assert Registry().find(f"models:/{without_champion}@champion").version == second.version
+    appoint(f"{without_champion}@{first.version}")
+    assert Registry().find(f"models:/{without_champion}@champion").version == first.version
+
+
+@pytest.mark.parametrize("address", ["progressive_gan.digits", "progressive_gan.digits@", "@3", "nobody@1"])
+def test_who_is_not_there_is_not_appointed(without_champion: str, address: str):
+    with pytest.raises(SpecError):
+        appoint(address)
 
 
 def test_what_is_not_registered_is_not_promoted(tracking: Settings):

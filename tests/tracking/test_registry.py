@@ -3,7 +3,8 @@
 import json
 import os
 import subprocess
-import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +20,40 @@ from genmodels.storage.objects import store
 from genmodels.tracking.promotion import promote
 from genmodels.tracking.registry import Registry, load, register_extractor, sample, translate
 
-WITHOUT_GENMODELS = """
+PREDICT = """
 import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "genmodels":
-            raise ImportError(f"{name} is not installed here")
 
 def refuse_pickles(event, arguments):
     if event == "pickle.find_class":
         raise RuntimeError(f"{arguments} is being unpickled")
 
-sys.meta_path.insert(0, Blocker())
 sys.addaudithook(refuse_pickles)
 import mlflow, numpy as np, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
-images = eval(sys.argv[2])
-assert "genmodels" not in sys.modules
-np.save(sys.argv[3], images)
+np.save(sys.argv[3], eval(sys.argv[2]))
 """
 
 
-def predicted_elsewhere(uri: str, call: str, folder: Path) -> np.ndarray:
-    """What `call` gives in a Python that has mlflow and torch but neither this project nor a working unpickler."""
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment of its own that has mlflow and torch, and not this project: a folder that is
+    added through a .pth file has none of its own .pth files read, and one of them is our editable install."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder, symlinks=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "installed.pth").write_text(sysconfig.get_path("purelib"))
+    python = folder / "bin/python"
+    refused = subprocess.run([python, "-I", "-c", "import genmodels"], cwd=folder, capture_output=True, text=True)
+    assert "No module named 'genmodels'" in refused.stderr
+    return python
+
+
+def predicted_by(python: Path, uri: str, call: str, folder: Path) -> np.ndarray:
+    """What `call` gives in that Python, which unpickles nothing."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "MLFLOW_TRACKING_URI": settings().mlflow_url}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "NO_PROXY": "127.0.0.1"}
     subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT_GENMODELS, uri, call, str(folder / "images.npy")],
+        [python, "-I", "-c", PREDICT, uri, call, str(folder / "images.npy")],
         cwd=folder,
         env=environment,
         check=True,
@@ -55,7 +62,9 @@ def predicted_elsewhere(uri: str, call: str, folder: Path) -> np.ndarray:
     return np.load(folder / "images.npy", allow_pickle=False)
 
 
-def test_the_champion_is_sampled_in_one_line_without_this_project(without_champion: str, tmp_path: Path):
+def test_the_champion_is_sampled_in_one_line_without_this_project(
+    without_champion: str, elsewhere: Path, tmp_path: Path
+):
     spec = finished_run("progressive_gan", "digits", "conditional=true", seed=200)
     report = register(spec)
     promote(spec)
@@ -64,7 +73,7 @@ def test_the_champion_is_sampled_in_one_line_without_this_project(without_champi
         'model.predict({"seed": [3, 1, 3], "label": [0, 1, 0]})',
         'model.predict(pd.DataFrame({"seed": range(20)}))',
     )
-    images = predicted_elsewhere(uri, f"np.concatenate([{by_class}, {drawn}])", tmp_path)
+    images = predicted_by(elsewhere, uri, f"np.concatenate([{by_class}, {drawn}])", tmp_path)
     assert images.shape == (23, 8, 8, 1)
     assert images.dtype == np.uint8
     assert np.array_equal(images[0], images[2])
@@ -74,11 +83,11 @@ def test_the_champion_is_sampled_in_one_line_without_this_project(without_champi
     assert np.array_equal(images[3:], own.sample(list(range(20))))
 
 
-def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, tmp_path: Path):
+def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, elsewhere: Path, tmp_path: Path):
     report = register(finished_run("cyclegan", "photos", "resolution=16", "generator_channels=8", seed=201))
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     call = 'model.predict(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8), params={"to": "a"})'
-    there = predicted_elsewhere(report.model_uri, call, tmp_path)
+    there = predicted_by(elsewhere, report.model_uri, call, tmp_path)
     assert np.array_equal(there, translate(report.model_uri, images, "a"))
     assert not np.array_equal(there, translate(report.model_uri, images, "b"))
     with pytest.raises(SpecError, match="Unknown domain 'c'"):
@@ -98,6 +107,20 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
         sample(uri, 1, labels=[1])
     with pytest.raises(SpecError, match="cannot translate"):
         translate(uri, many, "b")
+
+
+def test_what_defines_no_distribution_is_registered_but_not_sampled(
+    tracking: Settings, elsewhere: Path, tmp_path: Path
+):
+    report = register(finished_run("autoencoder", "digits", seed=204))
+    call = "model.predict(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))"
+    reconstructed = predicted_by(elsewhere, report.model_uri, call, tmp_path)
+    model, images = load(report.model_uri), np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    assert np.array_equal(reconstructed, model.decode(model.encode(images)))
+    with pytest.raises(SpecError, match=r"cannot sample: .* defines no distribution"):
+        sample(report.model_uri, 1)
+    with pytest.raises(SpecError, match="cannot translate"):
+        translate(report.model_uri, images, "b")
 
 
 def test_unknown_addresses_are_answered_with_what_there_is(tracking: Settings):

@@ -20,7 +20,21 @@ SMALL_GROWING = {
 }
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
 SMALL_LABELLED = {"resolution": 8, "latent": 8, "batch_images": 8, "discriminator_steps": 2}
+SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
+SMALL_DCGAN = {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4}
+SMALL_INFOGAN = {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8}
+SMALL_FLOW = {
+    "resolution": 8,
+    "scales": 2,
+    "steps": 2,
+    "hidden_channels": 8,
+    "batch_images": 8,
+    "warm_up_images": 1,
+    "learning_rate": 1e-5,  # where data are standardised an actnorm's gradient is rounding alone, and so is Adam's step
+}
+SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoencoder": ("autoencoder", {"resolution": 8, "hidden": (16,), "code": 4, "batch_images": 8}),
     "conditional_gan-projection": ("conditional_gan", SMALL_LABELLED | {"channels": 4}),
     "conditional_gan-concatenation-wgan_gp": (
         "conditional_gan",
@@ -49,6 +63,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cyclegan",
         SMALL_CYCLE | {"discriminator_layers": 1, "batch_images": 4, "adversarial_loss": "wgan_gp"},
     ),
+    "gan": ("gan", SMALL_GAN),
+    "dcgan": ("dcgan", SMALL_DCGAN | {"batch_images": 8}),
+    "dcgan-wgan_lp-r1-steps": (
+        "dcgan",
+        SMALL_DCGAN
+        | {"batch_images": 8, "adversarial_loss": "wgan_lp", "r1_gamma": 1.0, "r1_interval_steps": 1}
+        | {"discriminator_steps": 2},
+    ),
+    "infogan": ("infogan", SMALL_INFOGAN | {"batch_images": 8}),
+    "flow-glow": ("flow", SMALL_FLOW),
+    "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
+    "pixelcnn-labels": ("pixelcnn", SMALL_PIXELS | {"conditional": True}),
+    "pixelcnn-logistic_mixture": ("pixelcnn", SMALL_PIXELS | {"likelihood": "logistic_mixture"}),
 }
 
 

@@ -1,0 +1,60 @@
+"""The flow that judges all registered versions once more, after a metric or a reference set changed."""
+
+from typing import cast
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows import steps
+from genmodels.errors import GenmodelsError
+from genmodels.spec import EvaluationReport, RunSpec
+from genmodels.steps.register import tell_scores
+from genmodels.storage.objects import store
+from genmodels.tracking.promotion import evaluation_of
+from genmodels.tracking.registry import ModelVersion, Registry
+
+
+@flow(name="evaluate-again", persist_result=False, on_cancellation=[steps.stop_jobs], on_crashed=[steps.stop_jobs])
+def evaluate_again(registered_model: str | None = None) -> State:
+    """Judge every registered version by today's protocol. Those that were judged by it already are left as they are; no
+    version becomes champion by this alone.
+
+    Args:
+        registered_model: Its name, such as progressive_gan.digits; all registered models unless given.
+    """
+    try:
+        registry = Registry()
+        versions = registry.versions(f"name = '{registered_model}'" if registered_model else "")
+        specs = {version.uri: store().get_record(f"runs/{version.tags['run_key']}/spec.json", RunSpec)
+                 for version in versions if "run_key" in version.tags}  # fmt: skip
+        rows = [_row(version, spec, registry) for version in versions if (spec := specs.get(version.uri))]
+    except GenmodelsError as error:
+        return Failed(message=str(error), data=error)
+    if rows:
+        create_table_artifact(rows, "evaluate-again", "The primary metric of each registered version")
+    failed = [row["version"] for row in rows if row["result"] == "failed"]
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(rows)} versions could not be judged: {', '.join(failed)}.")
+    changed = sum(row["result"] == "judged again" for row in rows)
+    return Completed(message=f"{changed} of {len(rows)} registered versions were judged again.")
+
+
+def _row(version: ModelVersion, spec: RunSpec, registry: Registry) -> dict[str, str]:
+    before = evaluation_of(version, registry)
+    state = steps.evaluate_again(spec, return_state=True)
+    if not state.is_completed():
+        return {"version": version.uri, "before": _primary(before), "now": str(state.message), "result": "failed"}
+    after = cast(EvaluationReport, state.result())
+    if after == before:
+        return {"version": version.uri, "before": _primary(before), "now": _primary(after), "result": "unchanged"}
+    tell_scores(spec, version, after)
+    return {"version": version.uri, "before": _primary(before), "now": _primary(after), "result": "judged again"}
+
+
+def _primary(report: EvaluationReport | None) -> str:
+    if report is None:
+        return "none"
+    metric = report.metric(report.primary)
+    return f"{metric.name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"

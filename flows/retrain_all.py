@@ -1,0 +1,109 @@
+"""The flow over a matrix: several models on one data set, so many of them at once."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+from prefect import flow, get_client
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+from prefect.states import Cancelling, Completed, Failed
+from prefect.utilities.urls import url_for
+from pydantic import Field
+
+from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
+from flows.retrain import deployed, retrain
+from genmodels.errors import GenmodelsError
+from genmodels.steps.resolve import resolve
+
+POLL_SECONDS = 2.0
+
+
+def cancel_children(flow: Any, flow_run: FlowRun, state: State) -> None:
+    """Hook: the runs that this one started end with it."""
+    ours = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
+    with get_client(sync_client=True) as client:
+        for child in client.read_flow_runs(flow_run_filter=ours):
+            if child.state and not child.state.is_final():
+                client.set_flow_run_state(child.id, Cancelling())
+
+
+@flow(
+    name="retrain-all",
+    flow_run_name="retrain-all-{dataset}",
+    persist_result=False,
+    on_cancellation=[cancel_children],
+    on_crashed=[cancel_children],
+)
+def retrain_all(
+    models: Annotated[list[Model], Field(min_length=1)],
+    dataset: Dataset = "digits",
+    preset: Preset = "demo",
+    overrides: Mapping[Model, Sequence[Override]] = {},
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0],  # noqa: B006
+    workers: Workers = 2,
+    at_once: Annotated[int, Field(ge=1)] = 1,
+) -> State:
+    """Train several models on one data set, each in a `retrain` run of its own; one that fails stops no other.
+
+    Args:
+        models: What learns, one run for each of them and each seed.
+        dataset: A name from `genmodels datasets`, folder:PATH, or s3://BUCKET/PREFIX.
+        preset: The settings to start from; demo learns in minutes on a CPU, paper is the paper's.
+        overrides: By model, KEY=VALUE over the preset.
+        seeds: Of everything random, one run for each of them and each model.
+        workers: Data-parallel training processes of each run.
+        at_once: How many of the runs may go on at the same time.
+    """
+    waiting: list[dict[str, Any]] = [
+        {"model": model, "dataset": dataset, "preset": preset, "overrides": list(overrides.get(model, ()))}
+        | {"seed": seed, "workers": workers}
+        for model in models
+        for seed in seeds
+    ]
+    try:
+        for parameters in waiting:
+            resolve(**parameters)
+    except GenmodelsError as error:
+        return Failed(message=f"Nothing was started: {error}", data=error)
+    deployed(retrain).apply()
+    started: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while waiting or not all(_is_final(run) for run in started):
+            while waiting and sum(not _is_final(run) for run in started) < at_once:
+                started.append(_start(waiting.pop(0)))
+            time.sleep(POLL_SECONDS)
+            started = [run if _is_final(run) else client.read_flow_run(run.id) for run in started]
+    return _summary(started)
+
+
+def _start(parameters: dict[str, Any]) -> FlowRun:
+    """A `retrain` run; the same one if this flow run is tried again."""
+    key = f"{flow_run.id}-{parameters['model']}-{parameters['seed']}"
+    return cast(FlowRun, run_deployment("retrain/retrain", parameters=parameters, timeout=0, idempotency_key=key))
+
+
+def _is_final(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
+
+
+def _summary(runs: list[FlowRun]) -> State:
+    rows = [
+        {
+            "model": run.parameters["model"],
+            "seed": run.parameters["seed"],
+            "state": run.state_name,
+            "result": run.state.message if run.state else "",
+            "run": f"[{run.name}]({url_for('flow-run', obj_id=UUID(str(run.id)))})",
+        }
+        for run in runs
+    ]
+    create_table_artifact(rows, "retrain-all", "What came of each model")
+    failed = [f"{row['model']} (seed {row['seed']}): {row['result']}" for row in rows if row["state"] != "Completed"]
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(runs)} runs did not complete: {' · '.join(failed)}")
+    return Completed(message=f"All {len(runs)} runs completed.")

@@ -1,0 +1,51 @@
+"""How well a model predicts held-out images: their likelihood, in nats an image and in bits a dimension.
+
+The images are what is rounded to the model's `levels`, so likelihoods of different levels cannot be compared.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genmodels.evaluation.generation import batches, device_of
+from genmodels.models.base import ScoresDensity, scaled
+from genmodels.nn.levels import to_levels
+
+SEED = 0
+CHUNK = 4096  # pixels whose frequencies are counted at a time
+
+
+@torch.inference_mode()
+def nats(model: ScoresDensity, images: Tensor, *, labels: Tensor | None, progress: Callable[[int], None]) -> Tensor:
+    """-ln P of each of (N, C, R, R) uint8 images, (N,) float64; given their classes, (N,), if the model takes any.
+
+    `progress` is told how many more are done.
+    """
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(SEED)
+    found = []
+    for rows in batches(len(images), images.shape[-1]):
+        given = {} if labels is None else {"labels": labels[rows].to(device)}
+        log_likelihood = model.log_likelihood(scaled(images[rows].to(device)), generator=generator, **given)
+        found.append(-log_likelihood.double().cpu())
+        progress(len(log_likelihood))
+    return torch.cat(found)
+
+
+def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
+    """Nats of images as bits of each of their pixels and channels."""
+    return nats / (dimensions * math.log(2))
+
+
+def independent_pixels(train: Tensor, test: Tensor, levels: int) -> Tensor:
+    """-ln P of each image of `test`, (N,) float64, if every pixel had a distribution of its own: the frequencies of its
+    levels in `train`, each counted once more than seen (Laplace's rule). Both are (N, C, R, R) uint8."""
+    total = torch.zeros(len(test), dtype=torch.float64)
+    for seen, judged in zip(train.flatten(1).split(CHUNK, 1), test.flatten(1).split(CHUNK, 1), strict=True):
+        seen, judged = (to_levels(scaled(pixels), levels).T for pixels in (seen, judged))
+        counts = torch.ones(len(seen), levels).scatter_add_(1, seen, torch.ones(seen.shape))
+        log_frequencies = counts.double().div(seen.shape[1] + levels).log()
+        total -= log_frequencies.gather(1, judged).sum(dim=0)
+    return total

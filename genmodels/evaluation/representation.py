@@ -1,0 +1,111 @@
+"""What codes keep of images: how well the images are reconstructed from them, how easily classes are read off them, and
+how their distribution lies on the prior's."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from genmodels.evaluation.generation import batches, device_of
+from genmodels.evaluation.images import as_bytes
+from genmodels.models.base import Encodes, HasPrior, scaled
+
+SEED = 0
+NEIGHBOURS = 5
+SSIM_WINDOW = 11
+HIGHEST_PSNR = 58.9  # dB; what rounding to 8 bits costs, a mean square of 1/12 of a level, allows no more
+LARGEST_PIXEL_CODE = 32
+BATCH_ROWS = 1024
+
+
+@torch.inference_mode()
+def codes_of(model: Encodes, images: Tensor, progress: Callable[[int], None]) -> Tensor:
+    """(N, D) float32 on the CPU, of (N, C, R, R) uint8 images; `progress` is told how many more are done."""
+    codes = []
+    for rows in batches(len(images), images.shape[-1]):
+        codes.append(model.encode(scaled(images[rows].to(device_of(model)))).float().cpu())
+        progress(len(codes[-1]))
+    return torch.cat(codes)
+
+
+@torch.inference_mode()
+def decoded(model: Encodes, codes: Tensor, resolution: int, progress: Callable[[int], None]) -> Tensor:
+    """(N, C, R, R) uint8 images on the CPU, of (N, D) codes."""
+    images = []
+    for rows in batches(len(codes), resolution):
+        images.append(as_bytes(model.decode(codes[rows].to(device_of(model)))).cpu())
+        progress(len(images[-1]))
+    return torch.cat(images)
+
+
+@torch.inference_mode()
+def prior_and_posterior(model: HasPrior, images: Tensor) -> tuple[Tensor, Tensor]:
+    """As many draws from the prior as there are images, and one from each image's posterior: (N, D) float32 each."""
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(SEED)
+    prior = model.prior(len(images), generator=generator).float().cpu()
+    posterior = [
+        model.posterior(scaled(images[rows].to(device)), generator=generator).float().cpu()
+        for rows in batches(len(images), images.shape[-1])
+    ]
+    return prior, torch.cat(posterior)
+
+
+def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each reconstruction in dB, (N,), at most 58.9; both (N, C, R, R) uint8."""
+    ratio = peak_signal_noise_ratio(
+        reconstructions.float(), images.float(), data_range=255.0, dim=(1, 2, 3), reduction="none"
+    )
+    return ratio.clamp(max=HIGHEST_PSNR)
+
+
+def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of each reconstruction, (N,), 1 for equal images. The window of 11
+    pixels and sigma 1.5 shrinks with smaller images."""
+    sigma = 1.5 * min(SSIM_WINDOW, images.shape[-1]) / SSIM_WINDOW
+    pairs = zip(reconstructions.float().split(BATCH_ROWS), images.float().split(BATCH_ROWS), strict=True)
+    similarities = [
+        structural_similarity_index_measure(made, real, sigma=sigma, data_range=255.0, reduction="none")
+        for made, real in pairs
+    ]
+    return torch.cat([torch.as_tensor(value).view(-1) for value in similarities])
+
+
+def pixel_codes(images: Tensor) -> Tensor:
+    """The images themselves as codes, (N, D), reduced to at most 32x32 by averaging areas."""
+    size = min(images.shape[-1], LARGEST_PIXEL_CODE)
+    return F.adaptive_avg_pool2d(scaled(images), size).flatten(1)
+
+
+def linear_probe(codes: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """The classes, (M,), that a logistic regression learnt from codes (N, D) with labels (N,) gives to `others` (M, D).
+
+    It minimises the sum of the cross entropies and half the squared weights, on standardised codes, by L-BFGS.
+    """
+    mean, deviation = codes.double().mean(dim=0), codes.double().std(dim=0).clamp_min(1e-6)
+    inputs, others = ((each.double() - mean) / deviation for each in (codes, others))
+    weight = torch.zeros(int(labels.max()) + 1, codes.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(weight), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(inputs @ weight.T + bias, labels, reduction="sum") + 0.5 * weight.square().sum()
+        value = value / len(labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        return (others @ weight.T + bias).argmax(dim=1)
+
+
+def nearest_neighbours(codes: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """The most frequent class, (M,), among the 5 nearest codes of each of `others`; of several the first."""
+    votes = []
+    for rows in others.split(BATCH_ROWS):
+        nearest = torch.cdist(rows, codes).topk(min(NEIGHBOURS, len(codes)), largest=False).indices
+        votes.append(F.one_hot(labels[nearest]).sum(dim=1).argmax(dim=1))
+    return torch.cat(votes)

@@ -1,0 +1,39 @@
+"""What is new about a run since its model was last registered: data, code or configuration."""
+
+from genmodels.spec import RunSpec
+from genmodels.steps.prepare import prepared
+from genmodels.storage.objects import store
+from genmodels.tracking.registry import ModelVersion, Registry
+
+
+def registered(spec: RunSpec) -> ModelVersion | None:
+    """The version that came from the data as they are now, this code and this configuration; None if there is none."""
+    report = prepared(spec)
+    if report is None:
+        return None
+    bound = spec.with_dataset(report.dataset_digest)
+    return next(iter(Registry().of_run(_name(spec), bound.run_key)), None)
+
+
+def changes(spec: RunSpec) -> str:
+    """Why `registered` finds none, in words: what differs from the newest version of the same model and data set."""
+    versions = Registry().versions(f"name = '{_name(spec)}'")
+    if not versions:
+        return f"{spec.model} was never registered for {spec.dataset}"
+    newest = versions[-1]
+    report = prepared(spec)
+    changed = [] if report and report.dataset_digest == newest.tags.get("dataset_digest") else ["data"]
+    if spec.code_version != newest.tags.get("code_version"):
+        changed.append("code")
+    before = store().get_record(f"runs/{newest.tags.get('run_key')}/spec.json", RunSpec)
+    if before is None or _configuration(before) != _configuration(spec):
+        changed.append("configuration")
+    return f"{' and '.join(changed) or 'something'} changed since version {newest.version}"
+
+
+def _name(spec: RunSpec) -> str:
+    return f"{spec.model}.{spec.dataset_name}"
+
+
+def _configuration(spec: RunSpec) -> tuple[object, ...]:
+    return spec.config, spec.training.numerics(), spec.seed

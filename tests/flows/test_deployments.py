@@ -1,0 +1,230 @@
+"""What is published in Prefect, and the flows that Prefect starts itself, on the real stack."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from finished_run import finished_run, prepared
+from PIL import Image
+from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectAlreadyExists
+from test_retrain import prefect, ray_jobs, wait_for
+
+from flows.deployments import deployments
+from flows.evaluate_again import evaluate_again
+from flows.promote import promote
+from flows.watch_dataset import watch_dataset
+from genmodels.models import MODELS
+from genmodels.settings import Settings
+from genmodels.spec import EvaluationReport, RegisterReport, RunSpec
+from genmodels.steps.evaluate import PROTOCOL
+from genmodels.steps.register import with_interval
+from genmodels.steps.reports import load_report, report_key, save_report
+from genmodels.storage.objects import store
+from genmodels.tracking.registry import Registry
+from genmodels.tracking.rest import TrackingServer
+from genmodels.tracking.runs import open_run
+
+pytestmark = pytest.mark.timeout(600)
+
+TINY = ["fmap_max=8", "latent=8", "resolution=8"]
+NAMES = {"retrain", "retrain-all", "watch-dataset", "prune", "evaluate-again", "promote"}
+ROOT = Path(__file__).parents[2]
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """What Prefect's server knows of each deployment, and knows no more afterwards."""
+    fields = {"entrypoint", "parameters", "parameter_openapi_schema", "description", "tags", "concurrency_options"}
+    fields |= {"enforce_parameter_schema", "paused", "pull_steps", "work_pool_name"}
+    found = {}
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            limit = deployment.global_concurrency_limit
+            schedules = [
+                schedule.model_dump(include={"schedule", "active", "slug"}) for schedule in deployment.schedules
+            ]
+            flow = client.read_flow(deployment.flow_id).name
+            found[f"{flow}/{deployment.name}"] = deployment.model_dump(include=fields) | {
+                "limit": limit and limit.limit,
+                "schedules": [[str(value) for value in schedule.values()] for schedule in schedules],
+            }
+            client.delete_deployment(deployment.id)
+    return found
+
+
+def test_serving_and_prefect_deploy_publish_the_same(stack: Settings):
+    published()
+    for deployment in deployments():
+        deployment.apply()
+    served = published()
+    assert set(served) == {f"{name}/{name}" for name in NAMES}
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name="genmodels", type="process"))
+    command = ["-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    deployed = published()
+    assert {deployment.pop("work_pool_name") for deployment in served.values()} == {None}
+    assert {deployment.pop("work_pool_name") for deployment in deployed.values()} == {"genmodels"}
+    assert deployed == served
+
+
+@pytest.fixture(scope="module")
+def server(stack: Settings) -> Iterator[Settings]:
+    """`genmodels serve`, as people start it."""
+    process = subprocess.Popen([sys.executable, "-m", "genmodels", "serve"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert any("served" in line for line in process.stdout), "it says that it serves"
+    yield stack
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+
+def test_forms_offer_what_there_is_and_explain_it(server: Settings):
+    for name in NAMES:
+        schema = prefect(server, f"deployments/name/{name}/{name}")["parameter_openapi_schema"]
+        undescribed = [field for field, about in schema["properties"].items() if not about.get("description")]
+        assert not undescribed, f"{name} does not explain {undescribed}"
+    form = prefect(server, "deployments/name/retrain/retrain")["parameter_openapi_schema"]["properties"]
+    assert form["model"]["enum"] == list(MODELS)
+    assert {"demo", "paper"} <= set(form["preset"]["enum"])
+    assert form["workers"]["minimum"] == 1
+    assert "folder:PATH" in form["dataset"]["examples"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("retrain", {"model": "progressive_gn"}),
+        ("retrain", {"workers": 0}),
+        ("retrain", {"overrides": ["latent"]}),
+        ("retrain-all", {"models": []}),
+        ("promote", {"version": "progressive_gan.digits"}),
+        ("prune", {"older_than_days": 0}),
+    ],
+)
+def test_the_server_itself_refuses_what_no_form_offers(server: Settings, name: str, parameters: dict[str, Any]):
+    deployment = prefect(server, f"deployments/name/{name}/{name}")["id"]
+    url = f"{server.prefect_api_url}/deployments/{deployment}/create_flow_run"
+    assert requests.post(url, json={"parameters": parameters}, timeout=30).status_code in {409, 422}
+
+
+def test_a_matrix_is_trained_so_many_at_once(server: Settings):
+    """Both runs are done already, so that each only looks that up."""
+    seeds = [900, 901]
+    overrides = ["fmap_max=4", "latent=4"]
+    for seed in seeds:
+        registered(finished_run("progressive_gan", "digits", *overrides, seed=seed))
+    matrix = {"models": ["progressive_gan"], "seeds": seeds, "overrides": {"progressive_gan": overrides}, "workers": 1}
+    jobs = ray_jobs()
+    deployment = prefect(server, "deployments/name/retrain-all/retrain-all")["id"]
+    url = f"{server.prefect_api_url}/deployments/{deployment}/create_flow_run"
+    run = requests.post(url, json={"parameters": matrix}, timeout=30).json()["id"]
+
+    def ended() -> dict[str, Any] | None:
+        state = prefect(server, f"flow_runs/{run}")["state"]
+        return state if state["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
+
+    children = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
+    assert wait_for(ended, 400)["message"] == "All 2 runs completed.", prefect(server, "flow_runs/filter", **children)
+    first, second = sorted(prefect(server, "flow_runs/filter", **children), key=lambda child: child["start_time"])
+    assert {child["parameters"]["seed"] for child in (first, second)} == set(seeds)
+    assert first["end_time"] <= second["start_time"], "one at once"
+    assert ray_jobs() == jobs, "nothing was trained again"
+
+
+def registered(spec: RunSpec) -> int:
+    """Register a run, with a model without files in the place of its own; the number of the version."""
+    server = TrackingServer()
+    evaluation = {"key": "evaluation", "value": store().uri(report_key("evaluate", spec))}
+    model = server.post("logged-models", experiment_id="0", name="without-files", tags=[evaluation])["model"]["info"]
+    facts = {"run_key": spec.run_key, "dataset_digest": spec.dataset_digest, "code_version": spec.code_version}
+    name = f"{spec.model}.{spec.dataset_name}"
+    tags = {key: str(value) for key, value in facts.items()}
+    version = Registry(server).add(
+        name, model_id=model["model_id"], run_id=open_run(spec), tags=tags, description="", summary=""
+    )
+    store().put_record(f"runs/{spec.run_key}/spec.json", spec)
+    about = {"run_key": spec.run_key, "name": name, "version": version.version, "model_uri": version.uri}
+    save_report("register", spec, RegisterReport(**about, mlflow_run_id="", seconds=0))
+    return version.version
+
+
+def pictures(folder: Path, count: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    for index in range(count):
+        Image.fromarray(pixels[index]).save(folder / f"{index:03d}.png")
+
+
+def artifact(stack: Settings, key: str) -> list[dict[str, Any]]:
+    return json.loads(prefect(stack, f"artifacts/{key}/latest")["data"])
+
+
+def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stack: Settings, tmp_path: Path):
+    """From the first version, by way of new data, to the second, its rollback and its being judged again."""
+
+    def watch(*overrides: str) -> State:
+        return watch_dataset("progressive_gan", dataset, overrides=[*TINY, *overrides], workers=1, return_state=True)
+
+    dataset = f"folder:{tmp_path}"
+    pictures(tmp_path, 120)
+    first = finished_run("progressive_gan", dataset, *TINY, value=0.5)
+    name = f"progressive_gan.{first.dataset_name}"
+    registered(first)
+    promote(f"{name}@1")
+    jobs = ray_jobs()
+    unchanged = watch()
+    assert unchanged.name == "Unchanged"
+    assert str(unchanged.message).startswith("Data, code and configuration are unchanged since 20")
+    assert str(unchanged.message).endswith(f"models:/{name}/1.")
+    assert ray_jobs() == jobs
+
+    pictures(tmp_path, 130)
+    prepared.cache_clear()
+    second = finished_run("progressive_gan", dataset, *TINY, value=0.2)
+    assert second.dataset_digest != first.dataset_digest
+    state = watch()
+    assert state.is_completed(), state.message
+    assert str(state.message).startswith("Retrained, because data changed since version 1. ")
+    assert [job.split("-")[0] for job in ray_jobs() if job not in jobs] == ["register"], "all else was done before"
+    assert watch().name == "Unchanged"
+    champion = Registry().find(f"models:/{name}@champion")
+    assert champion.version == 2
+    assert champion.tags["run_key"] == second.run_key
+
+    rolled_back = promote(f"{name}@previous", "it flickers", return_state=True)
+    assert rolled_back.message == "Appointed by hand in the place of version 2: it flickers"
+    assert Registry().find(f"models:/{name}@champion").version == 1
+    assert Registry().find(f"models:/{name}@previous").version == 2
+
+    judged = evaluate_again(name, return_state=True)
+    assert judged.message == "2 of 2 registered versions were judged again."
+    report = load_report("evaluate", second, EvaluationReport)
+    assert report
+    assert report.protocol["version"] == PROTOCOL
+    assert report.protocol["dataset_digest"] == second.dataset_digest
+    told = Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"]
+    assert told == with_interval(report.metric(report.primary))
+    assert [row["result"] for row in artifact(stack, "evaluate-again")] == ["judged again", "judged again"]
+    assert Registry().find(f"models:/{name}@champion").version == 1, "no alias moves"
+
+
+def test_what_cannot_be_is_refused_in_one_sentence(stack: Settings):
+    missing = promote("progressive_gan.nowhere@1", return_state=True)
+    assert missing.is_failed()
+    assert str(missing.message).startswith(
+        "No champion was changed: Unknown registered model 'progressive_gan.nowhere'"
+    )
+    state = watch_dataset("progressive_gan", "photos", return_state=True)
+    assert str(state.message).startswith("Nothing was started: progressive_gan learns from one set of images")
