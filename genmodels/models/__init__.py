@@ -8,6 +8,7 @@ from genmodels.errors import unknown
 from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
 from genmodels.models.autoencoder import Autoencoder
 from genmodels.models.base import DataInfo, GenerativeModel
+from genmodels.models.biggan import BigGAN
 from genmodels.models.conditional_gan import ConditionalGAN
 from genmodels.models.cyclegan import CycleGAN
 from genmodels.models.dcgan import DCGAN
@@ -17,11 +18,14 @@ from genmodels.models.infogan import InfoGAN
 from genmodels.models.pixelcnn import PixelCNN
 from genmodels.models.pixelrnn import PixelRNN
 from genmodels.models.progressive_gan import ProgressiveGAN
+from genmodels.models.sagan import SAGAN
+from genmodels.models.sngan import SNGAN
 from genmodels.models.vae import VAE
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "adversarial_autoencoder": AdversarialAutoencoder,
     "autoencoder": Autoencoder,
+    "biggan": BigGAN,
     "conditional_gan": ConditionalGAN,
     "cyclegan": CycleGAN,
     "dcgan": DCGAN,
@@ -31,6 +35,8 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "pixelcnn": PixelCNN,
     "pixelrnn": PixelRNN,
     "progressive_gan": ProgressiveGAN,
+    "sagan": SAGAN,
+    "sngan": SNGAN,
     "vae": VAE,
 }
 

@@ -18,7 +18,7 @@ from genmodels.models.base import DataInfo
 from genmodels.models.class_conditional import ClassConditionalConfig, ClassConditionalGAN
 from genmodels.nn.batch_norm import ConditionalBatchNorm, UnconditionalBatchNorm
 from genmodels.nn.residual import ProjectionHead
-from genmodels.nn.spectral_norm import SpectralConv2d
+from genmodels.nn.spectral_norm import SpectralConv2d, settle_power_iterations
 
 
 class Config(ClassConditionalConfig):
@@ -113,3 +113,4 @@ class ConditionalGAN(ClassConditionalGAN):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
+        settle_power_iterations(self)

@@ -1,12 +1,15 @@
 """Residual blocks of generators and discriminators, and what stands behind the last of them (Gulrajani et al. 2017;
 Miyato et al. 2018, appendix B.4; Brock et al. 2019, appendix B)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genmodels.nn.attention import SelfAttention
 from genmodels.nn.convolution import conv2d, downsampled_conv2d, upsampled_conv2d
 from genmodels.nn.spectral_norm import SpectralEmbedding, SpectralLinear, SpectralNorm
 
@@ -111,6 +114,33 @@ class ProjectionHead(nn.Module):
         if self.embedding is None or labels is None:
             return logits
         return logits + (self.embedding(labels) * features).sum(1)
+
+
+class ResidualDiscriminator(nn.Module):
+    """Residual blocks, self-attention behind one of them, ReLU, the sum over all pixels and a projection of the label.
+
+    Args:
+        channels: of the images.
+        widths: channels of each block's output.
+        halvings: how many blocks, from the first on, halve the resolution.
+        attention: behind which block there is self-attention, counted from 0; None: behind none.
+        classes: 0 if it is not conditional.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], *, halvings: int, attention: int | None, classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for depth, (before, width) in enumerate(pairwise([channels, *widths])):
+            layers.append(DiscriminatorBlock(before, width, down=depth < halvings, first=depth == 0))
+            if depth == attention:
+                layers.append(SelfAttention(width))
+        self.layers = nn.Sequential(*layers)
+        self.head = ProjectionHead(widths[-1], classes)
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """(B, C, H, W) and (B,) -> logits (B,)."""
+        x = self.layers(images.contiguous(memory_format=torch.channels_last))
+        return self.head(F.relu(x).sum(dim=(2, 3)), labels).float()
 
 
 def draw_xavier(network: nn.Module) -> None:

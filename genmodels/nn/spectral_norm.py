@@ -5,7 +5,7 @@ buffers, so checkpoints hold them and averages copy them; workers start with the
 they depend on the weights alone.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """(out, ...) -> the same, divided; in fp32 under autocast."""
-        device = weight.device.type
-        # Only where it is needed: torch cannot export the context.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with _no_autocast(weight.device.type):
             matrix = weight.flatten(1)
             left, right = self._iterated(matrix) if self.training else (self.left.clone(), self.right.clone())
             return weight / left.dot(matrix.mv(right))
@@ -45,6 +43,21 @@ class SpectralNorm(nn.Module):
         self.left.copy_(left)
         self.right.copy_(right)
         return left, right
+
+
+@torch.no_grad()
+def settle_power_iterations(network: nn.Module, iterations: int = 15) -> None:
+    """Brings the singular vectors of newly drawn weights near their end, so that the first norms are about right."""
+    for layer in network.modules():
+        if isinstance(getattr(layer, "normalized", None), SpectralNorm):
+            for _ in range(iterations):
+                layer.normalized(layer.weight)  # type: ignore[operator]
+
+
+def _no_autocast(device: str) -> AbstractContextManager[None]:
+    """A context without autocast, where there is any: torch cannot export one that does nothing."""
+    casting = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if casting else nullcontext()
 
 
 class SpectralConv2d(nn.Conv2d):

@@ -27,6 +27,9 @@ from genmodels.training.engine import Engine
 
 SMALL: dict[str, dict[str, Any]] = {
     "conditional_gan": {"channels": 4},
+    "biggan": {"channels": 8, "embedding": 4},
+    "sagan": {"channels": 8},
+    "sngan": {"generator_channels": 8, "discriminator_channels": 8},
 }
 each_model = pytest.mark.parametrize("name", SMALL)
 LABELS = torch.tensor([0, 2, 1, 2])

@@ -52,6 +52,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "vae",
         SMALL_CODES | {"architecture": "convolutional", "width": 4, "likelihood": "discretised_logistic"},
     ),
+    "biggan": ("biggan", SMALL_LABELLED | {"channels": 8, "embedding": 4}),
+    "sagan": ("sagan", SMALL_LABELLED | {"channels": 8}),
+    "sngan": ("sngan", SMALL_LABELLED | {"generator_channels": 4, "discriminator_channels": 4}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
     "progressive_gan-hinge-r1-labels": (
         "progressive_gan",
