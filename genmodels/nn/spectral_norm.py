@@ -54,7 +54,7 @@ def settle_power_iterations(network: nn.Module, iterations: int = 15) -> None:
                 layer.normalized(layer.weight)  # type: ignore[operator]
 
 
-def _no_autocast(device: str) -> AbstractContextManager[None]:
+def _no_autocast(device: str) -> AbstractContextManager[object]:
     """A context without autocast, where there is any: torch cannot export one that does nothing."""
     casting = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if casting else nullcontext()
