@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "vae",
         SMALL_CODES | {"architecture": "convolutional", "width": 4, "likelihood": "discretised_logistic"},
     ),
-    "biggan": ("biggan", SMALL_LABELLED | {"channels": 8, "embedding": 4}),
+    "biggan": ("biggan", SMALL_LABELLED | {"channels": 8, "embedding": 8}),
     "sagan": ("sagan", SMALL_LABELLED | {"channels": 8}),
     "sngan": ("sngan", SMALL_LABELLED | {"generator_channels": 4, "discriminator_channels": 4}),
     "progressive_gan-wgan_gp": ("progressive_gan", SMALL_GROWING),
