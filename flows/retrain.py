@@ -52,8 +52,8 @@ class Outcome(Record):
     version: int
     aliases: list[str]
     promotion: str = Field(description="why it is the champion now, or is not")
-    metrics: dict[str, dict[str, float | None]] = Field(
-        description="by name: value, interval, floor, untrained, gap closed"
+    metrics: dict[str, dict[str, float | str | None]] = Field(
+        description="by name: value, interval, floor, untrained, gap closed, and a note on what it is"
     )
     dataset_digest: str
     seconds: dict[str, float] = Field(description="by step, as waited for in this run")
@@ -159,7 +159,7 @@ def _startup_seconds(trained: TrainReport) -> float | None:
     return round(first_step - began, 2) if first_step > began else None
 
 
-def _numbers(metric: Metric) -> dict[str, float | None]:
+def _numbers(metric: Metric) -> dict[str, float | str | None]:
     return {**metric.model_dump(exclude={"name", "better"}), "gap_closed": metric.gap_closed}
 
 

@@ -172,9 +172,10 @@ class RangeRequestHandler(SimpleHTTPRequestHandler):
         """Say nothing between the tests."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A headless Chromium."""
+    """A headless Chromium; of one module, because until it closes an event loop runs, and Prefect would hand out
+    coroutines in the place of results."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")

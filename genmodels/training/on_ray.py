@@ -53,8 +53,8 @@ def run_workers(
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnavailableError(f"The training workers were lost {GROUP_RESTARTS + 1} times: {reason}") from error
+        reason = " ".join(str(error).split())[:500]  # its first line alone may be no more than a heading
+        raise UnavailableError(f"The training workers could not be kept running: {reason}") from error
 
 
 def _scaling(workers: int) -> ScalingConfig:

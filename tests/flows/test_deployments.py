@@ -152,12 +152,13 @@ def registered(spec: RunSpec) -> int:
     facts = {"run_key": spec.run_key, "dataset_digest": spec.dataset_digest, "code_version": spec.code_version}
     name = f"{spec.model}.{spec.dataset_name}"
     tags = {key: str(value) for key, value in facts.items()}
+    run_id = open_run(spec)
     version = Registry(server).add(
-        name, model_id=model["model_id"], run_id=open_run(spec), tags=tags, description="", summary=""
+        name, model_id=model["model_id"], run_id=run_id, tags=tags, description="", summary=""
     )
     store().put_record(f"runs/{spec.run_key}/spec.json", spec)
     about = {"run_key": spec.run_key, "name": name, "version": version.version, "model_uri": version.uri}
-    save_report("register", spec, RegisterReport(**about, mlflow_run_id="", seconds=0))
+    save_report("register", spec, RegisterReport(**about, mlflow_run_id=run_id, seconds=0))
     return version.version
 
 

@@ -31,8 +31,8 @@ def test_two_runs_are_compared_and_each_shows_its_pictures(tracking: Settings, p
     expect(page.get_by_role("row", name="resolution 8 8", exact=True)).to_be_hidden()
 
     page.goto(run_page(runs[0]))
-    expect(page.get_by_text("Registered models")).to_be_visible()
-    expect(page.get_by_text("Model registry")).to_be_visible()  # in the menu of the pages for training alone
+    expect(page.get_by_role("heading", name="Registered models")).to_be_visible()
+    expect(page.get_by_text("Model registry").first).to_be_visible()  # in the menu of the pages for training alone
     page.get_by_text("Artifacts", exact=True).last.click()
     page.get_by_text("evaluation", exact=True).click()
     page.get_by_text("contact_sheet.png").first.click()
