@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
 
 
 def loop(rounds: int, body: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -12,6 +11,8 @@ def loop(rounds: int, body: Callable[..., tuple[Tensor, ...]], state: tuple[Tens
     shapes that it was given, and changes none of them in place. In a program that torch exports it is one node."""
     device = state[0].device
     if torch.compiler.is_exporting():
+        from torch._higher_order_ops.while_loop import while_loop  # a second of sympy for every command otherwise
+
         counter = torch.zeros((), dtype=torch.int64, device=device)
         return while_loop(
             lambda index, *_: index < rounds,
