@@ -1,5 +1,6 @@
 """From what a person typed to a spec; all that can be refused before work starts is refused here."""
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from genmodels.spec import RunSpec, TrainingSpec
 from genmodels.training.engine import check_batch
 
 M = TypeVar("M", bound=BaseModel)
-MAKES_THE_WEIGHTS = ("data/dataset.py", "data/loader.py", "losses.py", "models/*.py", "nn/*.py", "training/*.py")
+MAKES_ALL_WEIGHTS = ("data/dataset.py", "data/loader.py", "training/*.py")
+MAKES_A_MODEL = ("models/*.py", "nn/*.py", "losses.py")
 
 
 def resolve(
@@ -58,7 +60,7 @@ def resolve(
             training=training,
             seed=seed,
             workers=workers,
-            code_version=code_version(),
+            code_version=code_version(model),
         )
     except ValidationError as error:
         raise _sentence(error, "value") from None
@@ -85,13 +87,29 @@ def configured(model: str, preset: str, overrides: Sequence[str], **defaults: An
 
 
 @cache
-def code_version() -> str:
-    """Digest of the sources that make the weights: data path, models, losses and engine."""
+def code_version(model: str) -> str:
+    """Digest of the sources that make a model's weights: data path, engine, its own file and what that imports."""
     root = Path(genmodels.__file__).parent
+    paths = {path for pattern in MAKES_ALL_WEIGHTS for path in root.glob(pattern)} | sources(MODELS[model].__module__)
     content = hashlib.sha256()
-    for path in sorted(path for pattern in MAKES_THE_WEIGHTS for path in root.glob(pattern)):
+    for path in sorted(paths):
         content.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return content.hexdigest()[:16]
+
+
+@cache
+def sources(module: str) -> set[Path]:
+    """The file of a module, and those of all that it imports, by any number of steps, of models, nn and losses."""
+    root = Path(genmodels.__file__).parent
+    modules = {
+        f"genmodels.{'.'.join(path.relative_to(root).with_suffix('').parts)}": path
+        for pattern in MAKES_A_MODEL
+        for path in root.glob(pattern)
+    }
+    path = modules[module]
+    imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    names = {name for node in imports for name in (node.module, *(f"{node.module}.{x.name}" for x in node.names))}
+    return {path}.union(*(sources(name) for name in modules.keys() & names))
 
 
 def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

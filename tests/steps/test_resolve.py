@@ -1,9 +1,16 @@
 """What a person typed is refused in one sentence that says what to do, or becomes a whole spec."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import genmodels
 from genmodels.errors import SpecError
-from genmodels.steps.resolve import resolve
+from genmodels.models import MODELS
+from genmodels.steps.resolve import resolve, sources
 
 
 def test_a_spec_is_whole_and_its_key_waits_for_the_data():
@@ -30,6 +37,30 @@ def test_the_run_key_changes_with_what_changes_the_weights(change: dict[str, obj
     plain = resolve("progressive_gan", "digits").with_dataset("d" * 64)
     changed = resolve("progressive_gan", "digits", **change).with_dataset("d" * 64)  # type: ignore[arg-type]
     assert (plain.run_key == changed.run_key) is same
+
+
+def test_a_model_of_another_version_is_one_whose_imports_changed():
+    """What the walk over the sources finds is what Python loads for the model alone."""
+    loads = """
+import importlib, json, sys, types
+loaded = {}
+for name in sys.argv[2:]:
+    for module in [module for module in sys.modules if module.startswith("genmodels.")]:
+        del sys.modules[module]
+    package = types.ModuleType("genmodels.models")  # without its __init__, which loads all models
+    package.__path__ = [sys.argv[1]]
+    sys.modules["genmodels.models"] = package
+    importlib.import_module(f"genmodels.models.{name}")
+    loaded[name] = [vars(module).get("__file__") for module in sys.modules.values()]
+print(json.dumps(loaded))
+"""
+    folder = Path(genmodels.__file__).parent
+    answer = subprocess.check_output([sys.executable, "-c", loads, folder / "models", *MODELS], text=True)
+    makes_models = [folder / "models", folder / "nn", folder]
+    for name, files in json.loads(answer).items():
+        loaded = {Path(file) for file in files if file and Path(file).parent in makes_models}
+        loaded -= {path for path in loaded if path.name in {"__init__.py", "errors.py", "spec.py"}}
+        assert sources(f"genmodels.models.{name}") == loaded
 
 
 @pytest.mark.parametrize(
