@@ -15,33 +15,18 @@ from torch.nn import functional as F
 
 from genmodels.errors import SpecError
 from genmodels.losses import ADVERSARIAL
-from genmodels.models.base import (
-    Adam,
-    Batch,
-    Context,
-    DataInfo,
-    Density,
-    GenerativeModel,
-    Input,
-    LossTerms,
-    ModelConfig,
-    Stage,
-    Update,
-    scaled,
-)
-from genmodels.nn.coders import Architecture, decoder, dense, encoder
+from genmodels.models.autoencoding import AutoencodingConfig, AutoencodingModel
+from genmodels.models.base import Adam, Batch, Context, DataInfo, Density, LossTerms, Stage, Update, scaled
+from genmodels.nn.coders import dense
 from genmodels.nn.priors import PRIORS
 
 UNKNOWN = -1  # the label of an image whose class the model is not told
 
 
-class Config(ModelConfig):
+class Config(AutoencodingConfig):
     """The defaults are the paper's networks for MNIST (appendix A), with Adam in place of SGD with momentum."""
 
-    resolution: int = Field(28, ge=4)
-    architecture: Architecture = "dense"
     hidden: tuple[int, ...] = Field((1000, 1000), description="sizes of the coders' dense layers")
-    width: int = Field(32, ge=1, description="feature maps of the first convolution")
     discriminator_hidden: tuple[int, ...] = (1000, 1000)
     latent: int = Field(8, ge=1)
     prior: Literal["gaussian", "uniform", "mixture_of_gaussians", "swiss_roll"] = "gaussian"
@@ -51,8 +36,6 @@ class Config(ModelConfig):
     adversarial_loss: Literal["minimax", "non_saturating", "lsgan", "hinge"] = "non_saturating"
     learning_rate: float = Field(1e-3, gt=0, description="of the reconstruction")
     adversarial_learning_rate: float = Field(2e-4, gt=0, description="of discriminator and encoder")
-    batch_images: int = Field(100, ge=1)
-    images: int = Field(12_000_000, ge=1, description="images shown in all")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
@@ -87,31 +70,23 @@ class Config(ModelConfig):
         return self
 
 
-class AdversarialAutoencoder(GenerativeModel):
+class AdversarialAutoencoder(AutoencodingModel):
     """One stage; in each step the autoencoder, the discriminator of codes, and the encoder against it."""
 
     Config = Config
-    config: Config
+    config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     density = Density.IMPLICIT
     title = "Adversarial autoencoder"
+    stage = "adversarial"
 
     def __init__(self, config: Config, data: DataInfo):
-        super().__init__(config, data)
+        super().__init__(config, data, code=config.latent)
         if config.conditional and not data.classes:
             raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
-        shape = config.architecture, data.channels, config.resolution, config.latent
-        self.encoder = encoder(*shape, hidden=config.hidden, width=config.width)
-        self.decoder = decoder(*shape, hidden=config.hidden, width=config.width)
         self.classes = data.classes if config.conditional else 0
         told = self.classes + 1 if config.conditional else 0
         self.discriminator = dense([config.latent + told, *config.discriminator_hidden, 1])
         self.adversarial = ADVERSARIAL[config.adversarial_loss]
-
-    def stages(self) -> list[Stage]:
-        resolution = self.config.resolution
-        inputs = {"image": Input(resolution=resolution)}
-        inputs |= {"label": Input(column="label")} if self.config.conditional else {}
-        return [Stage("adversarial", self.config.images, self.config.batch_images, inputs, resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate)
@@ -130,11 +105,6 @@ class AdversarialAutoencoder(GenerativeModel):
             known = pseudorandom(batch["image"]) < self.config.labelled_share
             batch["label"] = torch.where(known, batch["label"], UNKNOWN)
         return batch | {"image": scaled(batch["image"])}
-
-    def reconstruction_loss(self, batch: Batch, context: Context) -> LossTerms:
-        """Squared error of an image, summed over its pixels, in the mean over the batch."""
-        error = (self.decode(self.encode(batch["image"])) - batch["image"]).square().sum(dim=(1, 2, 3)).mean()
-        return LossTerms(error, {"squared_error": error})
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """Draws of the prior, each from its image's component, are real; codes are not."""
@@ -190,14 +160,6 @@ class AdversarialAutoencoder(GenerativeModel):
     def posterior(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
         """The code of each image: the encoder draws nothing."""
         return self.encode(images)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, Z)."""
-        return self.encoder(images).float()
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """(B, Z) -> (B, C, H, W), about in [-1, 1]."""
-        return self.decoder(codes).float()
 
 
 def pseudorandom(images: Tensor) -> Tensor:

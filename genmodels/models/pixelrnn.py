@@ -10,44 +10,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genmodels.errors import SpecError
-from genmodels.models.base import (
-    Adam,
-    Batch,
-    Context,
-    DataInfo,
-    Density,
-    Ema,
-    GenerativeModel,
-    Input,
-    LossTerms,
-    ModelConfig,
-    Stage,
-    Update,
-)
+from genmodels.models.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.models.base import DataInfo
 from genmodels.nn.exportable_loop import loop
-from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.masked import HorizontalConv, MaskedConv2d, group_mask
-from genmodels.nn.pixel_likelihood import PixelLikelihood, bits_per_dim, pixel_likelihood
+from genmodels.nn.pixel_likelihood import PixelLikelihood
 
 
-class Config(ModelConfig):
+class Config(AutoregressiveConfig):
     """The defaults are the paper's for CIFAR-10 (section 5.3), with Adam for RMSprop."""
 
     recurrence: Literal["row_lstm", "diagonal_bilstm"] = "diagonal_bilstm"
-    resolution: int = Field(32, ge=1)
-    levels: int = Field(256, ge=2, le=256, description="values of a pixel; what has more is rounded")
-    likelihood: Literal["categorical", "logistic_mixture"] = "categorical"
-    mixture_components: int = Field(10, ge=1, description="logistics of logistic_mixture")
     features: int = Field(128, ge=1, description="h, of a state; between the layers are twice as many")
     layers: int = Field(12, ge=1, description="LSTM layers")
-    first_kernel: int = Field(7, ge=3, description="width of the masked convolution that comes first; odd")
-    head_features: int = Field(1024, ge=1, description="of the last layer but one")
-    learning_rate: float = Field(1e-3, gt=0)
     batch_images: int = Field(16, ge=1)
     images: int = Field(5_000_000, ge=1, description="images shown in all")
     ema_half_life_images: float = Field(22_000, gt=0, description="0.9995 a step at batch 16")
@@ -68,13 +47,6 @@ class Config(ModelConfig):
             "ema_half_life_images": 4_000,
         },
     }
-
-    @field_validator("first_kernel")
-    @classmethod
-    def _is_odd(cls, kernel: int) -> int:
-        if kernel % 2 == 0:
-            raise ValueError(f"{kernel} has no middle; take an odd width")
-        return kernel
 
 
 class ConvLSTM(nn.Module):
@@ -189,45 +161,15 @@ class Network(nn.Sequential):
         )
 
 
-class PixelRNN(GenerativeModel):
-    """One stage and one update: the likelihood."""
+class PixelRNN(Autoregressive):
+    """LSTM layers of one of the two kinds."""
 
     Config = Config
-    config: Config
-    density = Density.TRACTABLE
     title = "PixelRNN (Row LSTM, Diagonal BiLSTM)"
-    likelihood = "exact"
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        if config.features < data.channels or config.head_features < data.channels:
-            raise SpecError(f"features and head_features must be at least {data.channels}, one for each channel.")
-        self.levels = config.levels
-        self.distribution = pixel_likelihood(
-            config.likelihood, data.channels, levels=config.levels, components=config.mixture_components
-        )
         self.network = Network(config, data.channels, self.distribution)
-        self.ema = Ema(("network",), half_life_images=config.ema_half_life_images)
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        inputs = {"image": Input(resolution=config.resolution)}
-        return [Stage("likelihood", config.images, config.batch_images, inputs, config.resolution)]
-
-    def updates(self, stage: Stage) -> list[Update]:
-        return [Update("likelihood", list(self.parameters()), self.loss, Adam(self.config.learning_rate))]
-
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """Forward costs 1, backward 2."""
-        return 3 * forward["network"]
-
-    def loss(self, batch: Batch, context: Context) -> LossTerms:
-        bits = bits_per_dim(self._log_likelihood(batch["image"]), batch["image"][0].numel())
-        return LossTerms(bits, {"bits_per_dim": bits})
-
-    def _log_likelihood(self, images: Tensor) -> Tensor:
-        rounded = from_levels(to_levels(images, self.levels), self.levels)
-        return self.distribution.log_likelihood(self.network(rounded), rounded)
 
     @torch.no_grad()
     def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -237,9 +179,8 @@ class PixelRNN(GenerativeModel):
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n images, (n, C, H, W) in [-1, 1]; each value takes a pass through the whole network."""
-        device, size, channels = next(self.parameters()).device, self.config.resolution, self.data.channels
-        uniform = torch.rand(n, self.distribution.draws, size, size, generator=generator, device=generator.device)
-        everywhere = uniform.to(device).flatten(2)
+        size, channels = self.config.resolution, self.data.channels
+        everywhere = self._uniform(n, generator).flatten(2)
 
         def pixel(index: Tensor, images: Tensor) -> tuple[Tensor]:
             place = index.view(1)

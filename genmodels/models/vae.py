@@ -14,33 +14,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genmodels.losses import gaussian_kl
-from genmodels.models.base import (
-    Adam,
-    Batch,
-    Context,
-    DataInfo,
-    Density,
-    GenerativeModel,
-    Input,
-    LossTerms,
-    ModelConfig,
-    Stage,
-    Update,
-)
-from genmodels.nn.coders import Architecture, decoder, encoder
+from genmodels.models.autoencoding import AutoencodingConfig, AutoencodingModel
+from genmodels.models.base import Adam, Batch, Context, DataInfo, Density, LossTerms, Stage, Update
 from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.likelihoods import bernoulli, discretised
 
 DECODED_PIXELS = 2**21  # decoded at a time for the bound
 
 
-class Config(ModelConfig):
+class Config(AutoencodingConfig):
     """The defaults are the textbook's 784-400-20-400-784 for binary MNIST, 100 epochs of 60,000 images."""
 
-    resolution: int = Field(28, ge=4)
-    architecture: Architecture = "dense"
     hidden: tuple[int, ...] = Field((400,), description="sizes of dense layers")
-    width: int = Field(32, ge=1, description="feature maps of the first convolution")
     latent: int = Field(20, ge=1)
     likelihood: Literal["bernoulli", "gaussian", "discretised_logistic"] = Field(
         "bernoulli", description="of a pixel: bernoulli takes it for black or white, the others have one learnt scale"
@@ -48,8 +33,6 @@ class Config(ModelConfig):
     levels: int = Field(256, ge=2, le=256, description="values of a pixel that is not black or white")
     beta: float = Field(1.0, ge=0, description="weight of the KL divergence (Higgins et al. 2017); 1 is the ELBO")
     iwae_samples: int = Field(500, ge=1, description="latents by which an image's likelihood is bounded; 1: the ELBO")
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_images: int = Field(100, ge=1)
     images: int = Field(6_000_000, ge=1, description="images shown in all")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -69,28 +52,21 @@ class Config(ModelConfig):
     }
 
 
-class VAE(GenerativeModel):
+class VAE(AutoencodingModel):
     """One stage and one update: encoder and decoder together, by the evidence lower bound."""
 
     Config = Config
-    config: Config
+    config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     density = Density.APPROXIMATE
     title = "Variational autoencoder"
+    stage = "elbo"
 
     def __init__(self, config: Config, data: DataInfo):
-        super().__init__(config, data)
-        net = {"hidden": config.hidden, "width": config.width}
-        self.encoder = encoder(config.architecture, data.channels, config.resolution, 2 * config.latent, **net)
-        self.decoder = decoder(config.architecture, data.channels, config.resolution, config.latent, **net)
+        super().__init__(config, data, code=config.latent, encoded=2 * config.latent)
         self.binary = config.likelihood == "bernoulli"
         self.log_scale = None if self.binary else nn.Parameter(torch.full((data.channels, 1, 1), -1.0))
         self.levels = 2 if self.binary else config.levels
         self.likelihood = f"lower bound of {config.iwae_samples} importance samples"
-
-    def stages(self) -> list[Stage]:
-        resolution = self.config.resolution
-        inputs = {"image": Input(resolution=resolution)}
-        return [Stage("elbo", self.config.images, self.config.batch_images, inputs, resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         return [Update("elbo", list(self.parameters()), self.loss, Adam(self.config.learning_rate))]

@@ -1,4 +1,4 @@
-"""Self-attention over the pixels of a feature map (Zhang et al. 2019, section 3)."""
+"""Self-attention over the pixels of a feature map."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from genmodels.nn.spectral_norm import SpectralConv2d
 
 
 class SelfAttention(nn.Module):
-    """x + gamma * attention, with a learned scalar gamma that starts at 0, so that the block starts as the identity.
+    """x + gamma * attention (Zhang et al. 2019, section 3), with a learned scalar gamma that starts at 0, so that the
+    block starts as the identity.
 
     Queries and keys have C/8 channels, values C/2; keys and values are pooled 2x2, as in the authors' code, which
     makes the map of attention four times smaller.
@@ -46,3 +47,44 @@ def attention(query: Tensor, key: Tensor) -> Tensor:
     """
     products = torch.bmm(query.transpose(1, 2), key)
     return products.softmax(dim=2, dtype=torch.promote_types(products.dtype, torch.float32))
+
+
+class CausalSelfAttention(nn.Module):
+    """x + what a pixel finds at itself and at those before it in raster order (Chen et al. 2018, PixelSNAIL).
+
+    Args:
+        channels: C, a multiple of `heads`.
+        heads: which attend apart, each with C/heads channels of queries, keys and values.
+        pixels: N, of the whole image.
+    """
+
+    def __init__(self, channels: int, heads: int, pixels: int):
+        super().__init__()
+        self.heads, self.memory = heads, (2 * channels, pixels)
+        self.position = nn.Parameter(0.02 * torch.randn(channels, pixels))
+        self.project = nn.Conv1d(channels, 3 * channels, kernel_size=1)
+        self.output = nn.Conv1d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        query, key, value = map(self._apart, self.project(x.flatten(2) + self.position).chunk(3, dim=1))
+        return x + self._together(F.scaled_dot_product_attention(query, key, value, is_causal=True)).view_as(x)
+
+    def step(self, x: Tensor, place: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixel (B, C, 1, 1) at the place (1,), and keys and values of those before it, (B, 2C, N) -> what becomes
+        of the pixel, and the memory with it."""
+        projected = self.project(x.flatten(2) + self.position.index_select(1, place))
+        query, here = projected.tensor_split([x.shape[1]], dim=1)
+        memory = memory.index_copy(2, place, here)
+        query, key, value = map(self._apart, (query, *memory.chunk(2, dim=1)))
+        known = torch.arange(memory.shape[2], device=place.device) <= place
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=known[None])
+        return x + self._together(found).view_as(x), memory
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """(B, C, N) -> (B, heads, N, C / heads)."""
+        return x.unflatten(1, (self.heads, -1)).transpose(2, 3)
+
+    def _together(self, x: Tensor) -> Tensor:
+        """(B, heads, N, C / heads) -> what is added, (B, C, N)."""
+        return self.output(x.transpose(2, 3).flatten(1, 2))

@@ -36,7 +36,7 @@ def main(resolution: int, images: int) -> None:
     for name, (channels, config) in CASES.items():
         torch.manual_seed(0)
         model = PixelCNN(Config.preset("demo", resolution=resolution, **config), DataInfo(channels)).eval()
-        likelihood = model.network.likelihood
+        likelihood = model.distribution
         uniform = torch.rand(images, likelihood.draws, resolution, resolution)
         started = time.perf_counter()
         ours = model.network.sample(uniform)

@@ -24,12 +24,12 @@ def train(model: Autoencoder, images: Tensor, steps: int) -> float:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = model.loss({"image": images}, draws()).total
+        value = model.reconstruction_loss({"image": images}, draws()).total
         value.backward()
         return value
 
     optimizer.step(loss)
-    return model.loss({"image": images}, draws()).total.item()
+    return model.reconstruction_loss({"image": images}, draws()).total.item()
 
 
 def test_a_linear_autoencoder_reaches_pcas_error_and_subspace():
@@ -51,7 +51,7 @@ def test_a_linear_autoencoder_reaches_pcas_error_and_subspace():
 def test_a_batch_is_learnt_by_heart_with_a_code_as_large(architecture: str):
     images = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     model = small(resolution=4, hidden=(32,), width=8, code=16, architecture=architecture)
-    before = model.loss({"image": images}, draws()).total.item()
+    before = model.reconstruction_loss({"image": images}, draws()).total.item()
     assert train(model, images, steps=60) < 0.05 * before
 
 
@@ -60,7 +60,7 @@ def test_the_loss_is_summed_over_pixels_and_averaged_over_images():
     images = torch.rand(2, 1, 4, 4)
     made = model.decode(model.encode(images))
     expected = sum((a - b) ** 2 for a, b in zip(made.flatten(), images.flatten(), strict=True)) / 2
-    torch.testing.assert_close(model.loss({"image": images}, draws()).total, expected)
+    torch.testing.assert_close(model.reconstruction_loss({"image": images}, draws()).total, expected)
 
 
 def test_it_has_codes_and_no_distribution_of_them():

@@ -84,6 +84,7 @@ def test_a_last_layer_of_zeros_is_8_bits_per_dimension():
         {"channels": 3, "conditional": True},
         {"channels": 3, "likelihood": "logistic_mixture", "levels": 256},
         {"channels": 1, "layers": 1, "first_kernel": 3},
+        {"channels": 1, "first_kernel": 13, "kernel": 11},
     ],
     ids=str,
 )
@@ -91,8 +92,8 @@ def test_sampling_with_a_memory_draws_the_very_images_of_sampling_without(config
     model = tiny(**config)
     n, channels = 40, config["channels"]
     images = model.sample(n, labels=torch.arange(n) % 4, generator=torch.Generator().manual_seed(4))
-    uniform = torch.rand(n, model.network.likelihood.draws, 5, 5, generator=torch.Generator().manual_seed(4))
-    naive = sample(model.network, model.network.likelihood, images, uniform, torch.arange(n) % 4)
+    uniform = torch.rand(n, model.distribution.draws, 5, 5, generator=torch.Generator().manual_seed(4))
+    naive = sample(model.network, model.distribution, images, uniform, torch.arange(n) % 4)
     assert images.shape == (n, channels, 5, 5)
     assert torch.equal(images, naive)
     assert len(images.unique()) > model.levels / 2
@@ -139,7 +140,7 @@ def test_every_channel_needs_a_feature():
         build("pixelcnn", TINY | {"features": 2}, DataInfo(channels=3), seed=0)
 
 
-@pytest.mark.parametrize("wrong", [{"kernel": 4}, {"first_kernel": 13}, {"levels": 1}])
+@pytest.mark.parametrize("wrong", [{"kernel": 4}, {"first_kernel": 2}, {"levels": 1}])
 def test_bad_values_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValidationError):
         Config.model_validate(TINY | wrong)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from genmodels.nn.attention import SelfAttention, attention
+from genmodels.nn.attention import CausalSelfAttention, SelfAttention, attention
 
 
 def block(*, pool: bool = False, gamma: float = 0.7) -> SelfAttention:
@@ -60,3 +60,26 @@ def test_without_pooling_it_commutes_with_every_permutation_of_the_pixels():
 def test_it_can_be_differentiated_twice():
     layer, x = block(), features(1, 16, 2, 1).requires_grad_()
     assert torch.autograd.gradgradcheck(layer, x)
+
+
+def test_a_pixel_attends_to_itself_and_to_those_before_it():
+    """A step at a time, with a memory, as all at once; and as the definition has it: head by head, a softmax over the
+    products of the query with the keys so far, divided by the root of their size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attend = CausalSelfAttention(6, heads=2, pixels=12).double()
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    together = attend(x)
+
+    memory, stepped = x.new_zeros(2, *attend.memory), []
+    for place in range(12):
+        pixel, memory = attend.step(x.flatten(2)[:, :, place, None, None], torch.tensor([place]), memory)
+        stepped.append(pixel.flatten(1))
+    torch.testing.assert_close(torch.stack(stepped, dim=2), together.flatten(2))
+
+    query, key, value = attend.project(x.flatten(2) + attend.position).unflatten(1, (3, 2, 3)).unbind(1)
+    for place in (0, 5, 11):
+        products = (query[..., place, None] * key[..., : place + 1]).sum(2) / 3**0.5
+        found = (products.softmax(2)[:, :, None] * value[..., : place + 1]).sum(3).flatten(1)
+        expected = x.flatten(2)[:, :, place] + attend.output(found[..., None])[..., 0]
+        torch.testing.assert_close(together.flatten(2)[:, :, place], expected)
