@@ -55,6 +55,12 @@ def resample(images: int, replicates: int, generator: torch.Generator) -> Tensor
     return torch.zeros_like(once).scatter_add_(1, drawn, once)
 
 
+def original_and_resampled(images: int, replicates: int, generator: torch.Generator) -> Tensor:
+    """The same with a row before the others in which each image is drawn once: (1 + replicates, images)."""
+    counts = resample(images, replicates, generator)
+    return torch.cat([counts.new_ones(1, images), counts])
+
+
 def sample_mean(values: Tensor, replicates: int, generator: torch.Generator) -> Estimate:
     """The mean of one value (N,) for each image."""
     values = values.double()

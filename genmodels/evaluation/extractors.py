@@ -1,4 +1,4 @@
-"""Where the features of FID and KID come from: extractors by name, each with the digest of its weights.
+"""Where the features that are compared come from: extractors by name, each with the digest of its weights.
 
 One that cannot be had is left out and the reason is told; none ever takes another's place.
 """
@@ -44,6 +44,12 @@ class Extractor:
     resize: str
     network: Callable[[Tensor], Tensor]
     device: torch.device
+    head: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it tells the classes of the data set apart."""
+        return self.head is not None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, progress: Callable[[int], None] = lambda images: None) -> Tensor:
@@ -54,6 +60,12 @@ class Extractor:
             features.append(self.network(batch.to(self.device)).cpu())
             progress(len(batch))
         return torch.cat(features)
+
+    @torch.inference_mode()
+    def classes(self, features: Tensor) -> Tensor:
+        """The class that it takes each of features (N, D) for: (N,) int64 on the CPU."""
+        assert self.head is not None
+        return self.head(features.to(self.device)).argmax(dim=1).cpu()
 
 
 class TrainedClassifier(Record):
@@ -110,12 +122,14 @@ def classifier_of(dataset_digest: str) -> TrainedClassifier | None:
 
 def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
     """The features before the last layer, (N, 128)."""
+    model = classifier.load().to(device)
     return Extractor(
         name="classifier",
         digest=classifier.weights_digest,
         resize=f"mean of areas to at most {LARGEST}x{LARGEST}",
-        network=classifier.load().to(device).features,
+        network=model.features,
         device=device,
+        head=model.head,
     )
 
 

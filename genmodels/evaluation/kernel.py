@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
+from genmodels.evaluation.bootstrap import REPLICATES, Estimate, original_and_resampled
 
 BLOCK_ROWS = 1024
 Kernel = Callable[[Tensor, Tensor], Tensor]  # rows (N, D) and (M, D) -> of all pairs, (N, M)
@@ -33,8 +33,8 @@ def squared_mmd(
     real: Tensor, fake: Tensor, kernel: Kernel, *, generator: torch.Generator, replicates: int = REPLICATES
 ) -> Estimate:
     """The unbiased estimate from all pairs of rows, (N, D) and (M, D), of which there are at least two each."""
-    counts_real = _with_original(resample(len(real), replicates, generator))
-    counts_fake = _with_original(resample(len(fake), replicates, generator))
+    counts_real = original_and_resampled(len(real), replicates, generator)
+    counts_fake = original_and_resampled(len(fake), replicates, generator)
     squared = (
         _mean_kernel(real, real, counts_real, counts_real, kernel)
         + _mean_kernel(fake, fake, counts_fake, counts_fake, kernel)
@@ -46,10 +46,6 @@ def squared_mmd(
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
     """(x.y / D + 1)^3 of all pairs of rows, (N, M)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-def _with_original(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_ones(1, counts.shape[1]), counts])
 
 
 def _mean_kernel(x: Tensor, y: Tensor, counts_x: Tensor, counts_y: Tensor, kernel: Kernel) -> Tensor:

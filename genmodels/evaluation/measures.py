@@ -1,14 +1,15 @@
 """All the measures of how alike two sets of images are, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genmodels.evaluation import ms_ssim, sliced_wasserstein
-from genmodels.evaluation.bootstrap import Estimate, mean
+from genmodels.evaluation import manifold, ms_ssim, sliced_wasserstein
+from genmodels.evaluation.bootstrap import Estimate, mean, sample_mean
 from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import kid
@@ -23,14 +24,17 @@ def likeness(
     images: Mapping[str, Tensor],
     extractors: Sequence[Extractor],
     *,
+    labels: Tensor | None = None,
     absolute: bool = False,
     replicates: int,
     progress: Callable[[str, int], None],
 ) -> dict[str, Estimate]:
-    """Sliced Wasserstein, `absolute` or not, by pyramid level and in the mean, and FID and KID by extractor.
+    """Sliced Wasserstein, `absolute` or not, by pyramid level and in the mean; by extractor FID, KID, precision and
+    recall, density and coverage, and label agreement where there are labels.
 
     Args:
         real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
+        labels: the classes, (N,), that the judged images should have.
         progress: told what looks at the images, and how many more it has looked at.
     """
     name = ABSOLUTE if absolute else PRIMARY
@@ -47,11 +51,27 @@ def likeness(
         for extractor in extractors:
             tell = partial(progress, extractor.name)
             features = held_out_features(extractor, real[suffix]), extractor(images[suffix], tell)
-            for measure, distance in (("fid", fid), ("kid", kid)):
-                generator = torch.Generator().manual_seed(SEED)
-                value = distance(*features, generator=generator, replicates=replicates)
-                measured[f"{measure}_{extractor.name}{suffix}"] = value
+            values = feature_measures(*features, replicates=replicates)
+            if labels is not None and extractor.knows_classes:
+                values["label_agreement"] = label_agreement(extractor, features[1], labels, replicates=replicates)
+            measured |= {f"{measure}_{extractor.name}{suffix}": value for measure, value in values.items()}
     return {name: mean(levels)} | measured
+
+
+def feature_measures(real: Tensor, fake: Tensor, *, replicates: int) -> dict[str, Estimate]:
+    """All that is measured of two sets of features, (N, D) each."""
+    generators = [torch.Generator().manual_seed(SEED) for _ in range(3)]
+    return {
+        "fid": fid(real, fake, generator=generators[0], replicates=replicates),
+        "kid": kid(real, fake, generator=generators[1], replicates=replicates),
+        **manifold.manifold_scores(real, fake, generator=generators[2], replicates=replicates),
+    }
+
+
+def label_agreement(extractor: Extractor, features: Tensor, labels: Tensor, *, replicates: int) -> Estimate:
+    """The share of features (N, D) whose class, as the extractor tells it, is that of their label (N,)."""
+    agree = extractor.classes(features) == labels
+    return replace(sample_mean(agree, replicates, torch.Generator().manual_seed(SEED)), better="higher")
 
 
 def diversity(images: Tensor, *, replicates: int) -> dict[str, Estimate]:
@@ -75,5 +95,6 @@ def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]
         },
         "ms_ssim": {"scales": ms_ssim.scales(resolution), "window": 11, "sigma": 1.5},
         "kid": "all pairs, (x.y / D + 1)^3",
+        "manifold": {"precision": manifold.PRECISION_NEIGHBOURS, "density": manifold.DENSITY_NEIGHBOURS},
         "extractors": {e.name: {"weights": e.digest, "resize": e.resize} for e in extractors},
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import permutations
 from typing import Any, Protocol
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.manifest import Manifest
 from genmodels.errors import SpecError
-from genmodels.evaluation import density, generation, measures, pictures, reals, representation
+from genmodels.evaluation import density, generation, measures, memorisation, pictures, reals, representation
 from genmodels.evaluation.bootstrap import Estimate, sample_mean
-from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.kernel import prior_mmd
 from genmodels.evaluation.pictures import contact_sheet
 from genmodels.models.base import Density, Encodes, GenerativeModel, HasPrior, Samples, ScoresDensity, Translates
@@ -97,18 +97,22 @@ class Likelihood:
 
 
 class Sampling:
-    """Samples, of the held-out images' classes where the model takes any."""
+    """Samples, of the held-out images' classes where the model takes any: how much they are like those, how much they
+    differ among themselves, how far they are from the training images, and whether they are of their class."""
 
     kind = "samples"
     primary = measures.PRIMARY
 
     def __init__(self, model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
-        train, test = dataset.table("train"), dataset.table("test")
+        self.train, test = dataset.table("train"), dataset.table("test")
         self.count = reals.count(manifest)
         self.labels = _labels(test, self.count) if _conditional(model) else None
-        self.real, self.others = _images(test, manifest, self.count), _images(train, manifest, self.count)
+        self.real, self.others = _images(test, manifest, self.count), _images(self.train, manifest, self.count)
         self.extractors = extractors
-        self.protocol = _protocol(manifest, extractors)
+        self.protocol = _protocol(manifest, extractors) | {
+            "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES},
+            "label_agreement": self.labels is not None,
+        }
         self.anchor_looks = self.count * (1 + len(extractors))
         self.looks = self.count + self.anchor_looks
 
@@ -117,23 +121,46 @@ class Sampling:
         resolution = self.real.shape[-1]
         told = partial(progress, "generate")
         made = generation.samples(model, self.count, resolution=resolution, labels=self.labels, progress=told)
-        return Judged(self._scores(made, replicates, progress), partial(self._pictures, made))
+        nearest = memorisation.nearest_training_images(made[: memorisation.MOST_IMAGES], self.train)
+        generator = torch.Generator().manual_seed(measures.SEED)
+        distance_ratio = memorisation.distance_ratio(
+            nearest.distances, self.held_out_distances, generator=generator, replicates=replicates
+        )
+        scores = self._scores(made, self.labels, replicates, progress) | {"training_distance_ratio": distance_ratio}
+        return Judged(scores, partial(self._pictures, made, nearest))
+
+    @cached_property
+    def held_out_distances(self) -> Tensor:
+        """From held-out images to the training images nearest to them."""
+        return memorisation.nearest_training_images(self.real[: memorisation.MOST_IMAGES], self.train).distances
 
     def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return self._scores(self.others, 0, progress)
+        scores = self._scores(self.others, None, 0, progress) | {"training_distance_ratio": _perfect(1.0)}
+        for extractor in self.extractors:
+            if self.labels is not None and extractor.knows_classes:
+                features = held_out_features(extractor, self.real)
+                agreement = measures.label_agreement(extractor, features, self.labels, replicates=0)
+                scores[f"label_agreement_{extractor.name}"] = agreement
+        return scores
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         return {}
 
-    def _scores(self, made: Tensor, replicates: int, progress: Looks) -> dict[str, Estimate]:
+    def _scores(self, made: Tensor, labels: Tensor | None, replicates: int, progress: Looks) -> dict[str, Estimate]:
         alike = measures.likeness(
-            {"": self.real}, {"": made}, self.extractors, replicates=replicates, progress=progress
+            {"": self.real}, {"": made}, self.extractors, labels=labels, replicates=replicates, progress=progress
         )
         return alike | measures.diversity(made, replicates=replicates)
 
-    def _pictures(self, made: Tensor) -> dict[str, bytes]:
+    def _pictures(self, made: Tensor, nearest: memorisation.Nearest) -> dict[str, bytes]:
         columns = {"real, held out": self.real[:SHEET_IMAGES], "generated": made[:SHEET_IMAGES]}
-        return {"samples": contact_sheet(columns, images_per_row=8)}
+        shown = nearest.distances.argsort()[:SHEET_IMAGES]
+        copied = self.train.read(f"image@{made.shape[-1]}", nearest.rows[shown].numpy())
+        pairs = {"generated, likest to training images": made[shown], "the training images": torch.from_numpy(copied)}
+        return {
+            "samples": contact_sheet(columns, images_per_row=8),
+            "training_neighbours": contact_sheet(pairs, images_per_row=8),
+        }
 
 
 class Translation:

@@ -25,7 +25,7 @@ from genmodels.steps.reports import ProgressWriter, folder, load_report, progres
 from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store
 
-PROTOCOL = 1  # another number has every model judged again
+PROTOCOL = 2  # another number has every model judged again
 
 
 class Anchors(Record):

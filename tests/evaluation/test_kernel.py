@@ -46,7 +46,7 @@ def test_the_distance_of_two_means_in_one_dimension():
     moments = lambda m: np.array([1, m, m**2 + 1, m**3 + 3 * m])  # noqa: E731
     difference = moments(0.0) - moments(0.5)
     expected = (np.array([1, 3, 3, 1]) * difference**2).sum()
-    estimate = kid(normal(2000, 1, 0), normal(2000, 1, 1, mean=0.5), generator=generator())
+    estimate = kid(normal(1000, 1, 0), normal(1000, 1, 1, mean=0.5), generator=generator())
     assert abs(estimate.value - expected) < 4 * estimate.standard_error
 
 
@@ -58,10 +58,10 @@ def test_the_standard_error_is_the_spread_of_repeated_experiments():
 
 def test_the_discrepancy_of_two_gaussians_is_its_closed_form():
     """E exp(-d^2 / 2 w^2) = w / sqrt(w^2 + 2) exp(-m^2 / 2 (w^2 + 2)) for the difference d ~ N(m, 2) of two draws."""
-    prior, codes = normal(4000, 1, 0), normal(4000, 1, 1, mean=1.0)
+    prior, codes = normal(1000, 1, 0), normal(1000, 1, 1, mean=1.0)
     width = float(torch.pdist(prior[: kernel.BLOCK_ROWS]).median())
     expected = 2 * width / (width**2 + 2) ** 0.5 * (1 - np.exp(-1 / (2 * (width**2 + 2))))
     estimate = prior_mmd(prior, codes, generator=generator())
     assert estimate.low < expected < estimate.high
-    same = prior_mmd(prior, normal(4000, 1, 2), generator=generator())
+    same = prior_mmd(prior, normal(1000, 1, 2), generator=generator())
     assert same.low < 0 < same.high

@@ -15,6 +15,7 @@ from genmodels.data.manifest import open_dataset
 from genmodels.errors import DataError
 from genmodels.evaluation import extractors
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
+from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, TILE_PIXELS
 from genmodels.models.base import Samples
 from genmodels.settings import Settings
 from genmodels.spec import RunSpec
@@ -24,6 +25,8 @@ from genmodels.steps.register import register
 from genmodels.steps.reports import read_progress, report_key
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.registry import Registry
+
+SHEET = 8 * (TILE_PIXELS + LINE_PIXELS) + LINE_PIXELS  # a side of a grid of 64 images
 
 
 def unjudged(*what: str, seed: int) -> RunSpec:
@@ -47,15 +50,24 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
         "sliced_wasserstein_8",
         "fid_classifier",
         "kid_classifier",
+        "precision_classifier",
+        "recall_classifier",
+        "density_classifier",
+        "coverage_classifier",
         "ms_ssim_1_scales",
+        "training_distance_ratio",
     ]
     assert report.primary == "sliced_wasserstein"
     assert report.protocol["images"] == 180
     for metric in report.metrics:
         assert metric.value == pytest.approx(metric.untrained, rel=1e-4)
-        if metric.name != "ms_ssim_1_scales":  # which may well find noise more diverse than digits: no gap to close
+        # Noise may well be more diverse than digits, and farther from those of the training set: no gap to close.
+        if metric.name not in {"ms_ssim_1_scales", "training_distance_ratio"}:
             assert metric.gap_closed == pytest.approx(0, abs=1e-3)
-        assert metric.low < metric.value < metric.high
+        assert metric.low <= metric.value <= metric.high  # equal where no sample lies among the real images
+    for name in ("precision_classifier", "coverage_classifier"):
+        assert report.metric(name).value < 0.3 < 0.6 < some(report.metric(name).floor)
+    assert report.metric("training_distance_ratio").value > 1.5
     primary, kid = report.metric("sliced_wasserstein"), report.metric("kid_classifier")
     assert primary.value > 3 * some(primary.floor)
     assert abs(some(kid.floor)) < 0.15 * kid.value  # unbiased: zero but for noise
@@ -89,6 +101,13 @@ def test_a_model_that_draws_the_training_set_closes_the_whole_gap(s3: Settings, 
     report = evaluate(spec)
     for name in ("sliced_wasserstein", "fid_classifier", "kid_classifier"):
         assert report.metric(name).gap_closed == pytest.approx(1, abs=0.15)
+    for name in ("precision_classifier", "recall_classifier", "density_classifier", "coverage_classifier"):
+        metric = report.metric(name)
+        assert metric.value == pytest.approx(metric.floor, abs=0.15)
+    assert report.metric("training_distance_ratio").value == report.metric("training_distance_ratio").high == 0
+    copies = np.asarray(Image.open(io.BytesIO(store().read(report.pictures["training_neighbours"]))))
+    made, found = (copies[CAPTION_PIXELS:, MARGIN + i * (MARGIN + SHEET) :][:SHEET, :SHEET] for i in range(2))
+    assert np.array_equal(made, found)
 
 
 def test_scores_of_another_protocol_are_made_again(s3: Settings):
@@ -118,11 +137,12 @@ def test_a_translation_is_judged_in_its_target_domain_and_back(s3: Settings):
     spec = unjudged("cyclegan", "photos", "resolution=16", "residual_blocks=1", "generator_channels=8", seed=304)
     report = evaluate(spec)
     metrics = {metric.name: metric for metric in report.metrics}
+    measures = ("fid", "kid", "precision", "recall", "density", "coverage")
     assert set(metrics) == {
         "sliced_wasserstein_absolute",
         "sliced_wasserstein_absolute_16_to_a",
         "sliced_wasserstein_absolute_16_to_b",
-        *(f"{name}_classifier_to_{domain}" for name in ("fid", "kid") for domain in "ab"),
+        *(f"{name}_classifier_to_{domain}" for name in measures for domain in "ab"),
         "cycle_error_a",
         "cycle_error_b",
         "sliced_wasserstein_absolute_untranslated",
@@ -159,9 +179,36 @@ def test_a_conditional_model_samples_the_held_out_classes(s3: Settings, monkeypa
         return model
 
     monkeypatch.setattr(step, "load_trained", load_listening)
-    evaluate(spec)
+    agreement = evaluate(spec).metric("label_agreement_classifier")
     held_out = dataset.table("test").read("label", np.arange(180))
     assert torch.cat(drawn).bincount().tolist() == np.bincount(held_out).tolist()
+    classifier = extractors.classifier_of(str(spec.dataset_digest))
+    assert classifier
+    assert agreement.floor == pytest.approx(classifier.accuracy)
+    assert agreement.better == "higher"
+    assert agreement.value < 0.4  # it has learnt nothing yet
+
+
+def test_images_of_the_class_asked_for_agree_with_their_labels(s3: Settings, monkeypatch):
+    """A model that draws held-out images of each class has the agreement of real data, and closes the whole gap."""
+    spec = unjudged("progressive_gan", "digits", "conditional=true", seed=311)
+    _, dataset = open_dataset("digits", str(spec.dataset_digest))
+    images, labels = (torch.from_numpy(dataset.table("test").read(c, np.arange(180))) for c in ("image@8", "label"))
+
+    def load_memory(spec: RunSpec) -> torch.nn.Module:
+        model = step.untrained(spec)
+
+        def sample(n: int, *, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            return torch.stack([images[classes == label][0] for label in labels]).float() / 127.5 - 1
+
+        classes = labels
+        monkeypatch.setattr(model, "sample", sample)
+        return model
+
+    monkeypatch.setattr(step, "load_trained", load_memory)
+    agreement = evaluate(spec).metric("label_agreement_classifier")
+    assert agreement.value > 0.9
+    assert some(agreement.gap_closed) > 0.9
 
 
 def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
@@ -209,7 +256,10 @@ def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_de
     assert report.protocol["task"] == "density, samples, codes"
     assert report.protocol["density"]["levels"] == 17
     assert set(report.not_offered) == {"inception"}
-    assert set(report.pictures) == {"samples", "reconstructions", "traversals", "aggregated_posterior"}
+    assert set(report.pictures) == {
+        *("samples", "training_neighbours"),
+        *("reconstructions", "traversals", "aggregated_posterior"),
+    }
     progress = read_progress("evaluate", spec)
     assert progress
     assert progress.done == progress.total
