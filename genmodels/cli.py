@@ -377,6 +377,36 @@ def drawing(model_uri: str, out: Path) -> Iterator[Callable[..., None]]:
 
 
 @app.command(rich_help_panel=USE)
+def compare(
+    dataset: Dataset,
+    every_version: Annotated[
+        bool, typer.Option("--all", help="Every version, and not of each model the champion or the newest one.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the leaderboard as a page that needs no other file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the registered models of a data set beside each other, and keep that as a run in MLflow.
+
+    The numbers are those of each version's evaluation; nothing is evaluated again.
+    """
+    from genmodels.terminal import console, print_comparison, working
+    from genmodels.tracking import comparison, leaderboard
+
+    with working(f"comparing the models of {dataset}"):
+        compared = comparison.compare(dataset, every_version=every_version)
+        if html:
+            leaderboard.save(leaderboard.page(compared), html)
+        address = leaderboard.log(compared)
+    if as_json:
+        print(compared.model_dump_json())
+        return
+    print_comparison(compared)
+    console.print(f"In MLflow: {address}")
+    if html:
+        console.print(f"The page is {html}.")
+
+
+@app.command(rich_help_panel=USE)
 def translate(
     model_uri: ModelUri,
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],

@@ -20,6 +20,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def name_of_dataset(dataset: str) -> str:
+    """What a person typed to name a data set, as it may stand in a key, a tag or a registered model's name."""
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in dataset.lower()).strip("_")
+
+
 class Record(BaseModel):
     """Base of everything that travels between processes: immutable, and strict about names."""
 
@@ -62,7 +67,7 @@ class RunSpec(Record):
     @property
     def dataset_name(self) -> str:
         """The data set's name as it may stand in a key, a tag or a registered model's name."""
-        return "".join(c if c.isalnum() or c in "_-" else "_" for c in self.dataset.lower()).strip("_")
+        return name_of_dataset(self.dataset)
 
     @property
     def run_key(self) -> str:

@@ -20,8 +20,9 @@ from genmodels.stack import State
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome
+    from genmodels.tracking.comparison import Comparison
 
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 400)
+console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 400)
 errors = Console(stderr=True)
 LINE_SECONDS = 10.0  # between lines of text where there is no terminal
 
@@ -148,6 +149,18 @@ def print_outcome(outcome: "Outcome", pictures: Sequence[Path]) -> None:
     )
     lines = {**outcome.addresses, **{path.stem: str(path) for path in pictures}}
     print_table(["", ""], [[name, address] for name, address in lines.items()])
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """The leaderboards of a data set."""
+    from genmodels.tracking.leaderboard import glance
+
+    for board in comparison.leaderboards:
+        if board.why_apart:
+            console.print(board.why_apart)
+        print_table(*glance(board))
+    for name, why in comparison.left_out.items():
+        console.print(f"{name} is left out. {why}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ from genmodels.spec import PrepareReport, RunSpec
 
 COMMANDS = {
     *("up", "down", "status", "retrain", "serve", "promote", "spec", "prepare", "train", "evaluate", "register"),
-    *("sample", "interpolate", "traverse", "arithmetic", "translate", "models", "datasets", "bench"),
+    *("sample", "interpolate", "traverse", "arithmetic", "compare", "translate", "models", "datasets", "bench"),
 }
 NO_SERVERS = {
     "GENMODELS_S3_ACCESS_KEY": "key",

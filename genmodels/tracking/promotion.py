@@ -132,7 +132,7 @@ def decide(
     if differences:
         what = " and ".join(differences)
         return answer(False, f"Judged by another {what} than version {champion.version}; evaluate that again.", other)
-    gain, noise = _gain(metric, other)
+    gain, noise = gain_and_noise(metric, other)
     numbers = f"{metric.name} {_with_interval(metric)} against {_with_interval(other)} of version {champion.version}"
     if gain > noise:
         return answer(True, f"Better beyond the noise: {numbers}; the gain of {gain:.4g} exceeds {noise:.4g}.", other)
@@ -159,7 +159,7 @@ def _decision(version: ModelVersion, registry: Registry, *, promoted: bool, reas
     )
 
 
-def _gain(challenger: Metric, champion: Metric) -> tuple[float, float]:
+def gain_and_noise(challenger: Metric, champion: Metric) -> tuple[float, float]:
     """How much better the challenger is, and how much it must be for the interval of the difference to leave zero out.
 
     The interval of a difference from the intervals of its terms is MOVER's (Zou & Donner, Statistics in Medicine 2008,

@@ -57,21 +57,21 @@ class Registry:
             )
         name, number, alias = match.groups()
         if alias:
-            aliases = self._aliases(name)
+            aliases = self.aliases(name)
             if alias not in aliases:
                 raise unknown(f"alias of {name}", alias, aliases)
             number = aliases[alias]
         try:
             answer = self.server.get("model-versions/get", name=name, version=number)
         except MissingEntity:
-            self._aliases(name)  # raises for an unknown model
+            self.aliases(name)  # raises for an unknown model
             versions = self.versions(f"name = '{name}'")
             raise unknown(f"version of {name}", str(number), [str(entry.version) for entry in versions]) from None
         return self._version(answer["model_version"])
 
     def aliased(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias of a registered model points to, or None."""
-        number = self._aliases(name).get(alias)
+        number = self.aliases(name).get(alias)
         return self.find(f"models:/{name}/{number}") if number else None
 
     def of_run(self, name: str, run_key: str) -> list[ModelVersion]:
@@ -166,7 +166,8 @@ class Registry:
             created=datetime.fromtimestamp(int(answer["creation_timestamp"]) / 1000, UTC),
         )
 
-    def _aliases(self, name: str) -> dict[str, str]:
+    def aliases(self, name: str) -> dict[str, str]:
+        """The number of the version that each alias of a registered model points to; SpecError if there is no model."""
         try:
             model = self.server.get("registered-models/get", name=name)["registered_model"]
         except MissingEntity:

@@ -55,7 +55,9 @@ def open_run(
     parameter counts by network. Raises UnavailableError if MLflow or the object store is away.
     """
     server = TrackingServer()
-    run_id = find_run(spec, server) or _claim_run(spec, server)
+    name = f"{spec.model}-{spec.dataset_name}-{spec.run_key[:8]}"
+    identity = ("run_key", spec.run_key)
+    run_id = the_one_run(_record_key(spec), name, identity, experiment=spec.dataset_name, server=server)
     server.post("runs/update", run_id=run_id, status="RUNNING")
     set_tags(run_id, {**_tags(spec), **(tags or {}), "mlflow.note.content": _description(spec, tags or {})}, server)
     _log_parameters(run_id, spec, parameters or {}, server)
@@ -66,14 +68,50 @@ def open_run(
 def find_run(spec: RunSpec, server: TrackingServer | None = None) -> str | None:
     """The id of the spec's MLflow run, or None. A run that somebody deleted in MLflow is restored, since it is
     what the weights in the object store came from."""
-    server = server or TrackingServer()
-    record = store().get_record(_record_key(spec), RunRecord)
+    return _recorded_run(_record_key(spec), server or TrackingServer())
+
+
+def the_one_run(
+    record_key: str, name: str, identity: tuple[str, str], *, experiment: str, server: TrackingServer
+) -> str:
+    """The id of the one run whose record lies under that key of the object store, made if there is none.
+
+    MLflow can make a run only under an id that is new, so two callers at once make two. The object store decides
+    between them, by a conditional put of the record: whoever writes it first has the run, and the loser deletes its
+    own. A run whose maker died before the put is found by `identity`, the tag that no other run has, and used.
+    """
+    if run_id := _recorded_run(record_key, server):
+        return run_id
+    experiment_id, (tag, value) = _experiment(experiment, server), identity
+    orphans = server.post(
+        "runs/search",
+        experiment_ids=[experiment_id],
+        filter=f"tags.{tag} = '{value}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    if not (runs := orphans.get("runs")):
+        tags = [{"key": tag, "value": value}]
+        message = {"experiment_id": experiment_id, "run_name": name, "start_time": _milliseconds(), "tags": tags}
+        runs = [server.post("runs/create", **message)["run"]]
+    run_id = runs[0]["info"]["run_id"]
+    if store().put_record(record_key, RunRecord(run_id=run_id), if_absent=True):
+        return run_id
+    winner = store().get_record(record_key, RunRecord)
+    if winner is None or winner.run_id == run_id:
+        return run_id
+    server.post("runs/delete", run_id=run_id)
+    return winner.run_id
+
+
+def _recorded_run(record_key: str, server: TrackingServer) -> str | None:
+    record = store().get_record(record_key, RunRecord)
     if record is None:
         return None
     try:
         info = server.get("runs/get", run_id=record.run_id)["run"]["info"]
     except MissingEntity:  # another MLflow server, or its database was lost
-        store().delete([_record_key(spec)])
+        store().delete([record_key])
         return None
     if info["lifecycle_stage"] == "deleted":
         server.post("runs/restore", run_id=record.run_id)
@@ -100,41 +138,18 @@ def set_tags(run_id: str, tags: Mapping[str, str], server: TrackingServer | None
         (server or TrackingServer()).post("runs/log-batch", run_id=run_id, tags=entries[first : first + MAX_PARAMETERS])
 
 
+def log_metrics(run_id: str, values: Mapping[str, float], server: TrackingServer) -> None:
+    """Log of these finite values the ones that the run does not have as its last ones already."""
+    known = server.get("runs/get", run_id=run_id)["run"]["data"].get("metrics", [])
+    last = {metric["key"]: metric["value"] for metric in known}
+    now = _milliseconds()
+    new = [Entry(now, 0, key, value) for key, value in values.items() if last.get(key) != value]
+    for first in range(0, len(new), MAX_METRICS):
+        server.post("runs/log-batch", run_id=run_id, metrics=list(map(_metric, new[first : first + MAX_METRICS])))
+
+
 def _record_key(spec: RunSpec) -> str:
     return f"runs/{spec.run_key}/mlflow.json"
-
-
-def _claim_run(spec: RunSpec, server: TrackingServer) -> str:
-    """MLflow can make a run only under an id that is new, so two callers at once make two. The object store decides
-    between them, by a conditional put of the record: whoever writes it first owns the run key, and the loser deletes
-    its run. A run whose maker died before the put is found by its tag and used."""
-    experiment = _experiment(spec.dataset_name, server)
-    orphans = server.post(
-        "runs/search",
-        experiment_ids=[experiment],
-        filter=f"tags.run_key = '{spec.run_key}'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    run_id = orphans["runs"][0]["info"]["run_id"] if orphans.get("runs") else _create_run(spec, experiment, server)
-    if store().put_record(_record_key(spec), RunRecord(run_id=run_id), if_absent=True):
-        return run_id
-    winner = store().get_record(_record_key(spec), RunRecord)
-    if winner is None or winner.run_id == run_id:
-        return run_id
-    server.post("runs/delete", run_id=run_id)
-    return winner.run_id
-
-
-def _create_run(spec: RunSpec, experiment: str, server: TrackingServer) -> str:
-    answer = server.post(
-        "runs/create",
-        experiment_id=experiment,
-        run_name=f"{spec.model}-{spec.dataset_name}-{spec.run_key[:8]}",
-        start_time=_milliseconds(),
-        tags=[{"key": "run_key", "value": spec.run_key}],
-    )
-    return answer["run"]["info"]["run_id"]
 
 
 def _experiment(name: str, server: TrackingServer) -> str:
