@@ -15,7 +15,20 @@ from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
 
 COMMANDS = {
-    *("up", "down", "status", "retrain", "serve", "promote", "spec", "prepare", "train", "evaluate", "register"),
+    *(
+        "up",
+        "down",
+        "status",
+        "retrain",
+        "serve",
+        "alerts",
+        "promote",
+        "spec",
+        "prepare",
+        "train",
+        "evaluate",
+        "register",
+    ),
     *("sample", "interpolate", "traverse", "arithmetic", "translate", "models", "datasets", "bench"),
 }
 NO_SERVERS = {
