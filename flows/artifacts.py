@@ -6,11 +6,13 @@ An artifact that cannot be published is one warning in the log and never stops a
 import base64
 import functools
 import io
+import json
 import math
 import re
+import shlex
 import time
-from collections.abc import Callable
-from typing import ParamSpec, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, cast
 from uuid import UUID
 
 from PIL import Image
@@ -28,8 +30,10 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from genmodels.spec import EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
-from genmodels.steps.reports import newest_samples
-from genmodels.terminal import described
+from genmodels.steps.costs import costs_of
+from genmodels.steps.reports import REPORTS, folder, newest_samples
+from genmodels.storage.objects import store
+from genmodels.terminal import cost_cells, described
 from genmodels.tracking.runs import find_run, run_page
 
 P = ParamSpec("P")
@@ -82,6 +86,7 @@ class Live:
         self.step, self.spec = step, spec
         self._progress_id: UUID | None = None
         self._samples_id: UUID | None = None
+        self._losses_id: UUID | None = None
         self._last, self._images_shown = "starting on Ray", -1
         self._linked = step != "train"
         self._progress_due, self._samples_due = Every(5), Every(10)
@@ -95,6 +100,8 @@ class Live:
         if self.step == "train" and self._samples_due():
             self._publish_samples()
             self._publish_run()
+            if progress:
+                self._publish_losses(progress)
 
     def finish(self, *, before: bool = False) -> None:
         """Publish what a step has come to that has succeeded, now or `before` this run."""
@@ -107,7 +114,7 @@ class Live:
     def _publish_progress(self, done: float, description: str) -> None:
         description = f"**{self.step}** · {description}"
         if self._progress_id is None:
-            key = _key(f"{self.step}-progress", self.spec)
+            key = artifact_key(f"{self.step}-progress", self.spec)
             self._progress_id = cast(UUID, create_progress_artifact(100 * done, key, description))
         else:
             update_progress_artifact(self._progress_id, 100 * done, description)
@@ -120,10 +127,19 @@ class Live:
         self._images_shown, png = found
         description = f"{self.spec.model} on {self.spec.dataset} after {self._images_shown:,} images"
         if self._samples_id is None:
-            key = _key("samples", self.spec)
-            self._samples_id = cast(UUID, create_image_artifact(_data_uri(png), key, description))
+            key = artifact_key("samples", self.spec)
+            self._samples_id = cast(UUID, create_image_artifact(data_uri(png), key, description))
         else:
-            client().update_artifact(self._samples_id, ArtifactUpdate(data=_data_uri(png), description=description))
+            client().update_artifact(self._samples_id, ArtifactUpdate(data=data_uri(png), description=description))
+
+    @best_effort
+    def _publish_losses(self, progress: Progress) -> None:
+        rows = [{"loss": name, "value": f"{value:.5g}"} for name, value in progress.values.items()]
+        description = f"{self.spec.model} on {self.spec.dataset} after {progress.done:,} images; their curves: MLflow"
+        if self._losses_id is None:
+            self._losses_id = cast(UUID, create_table_artifact(rows, artifact_key("losses", self.spec), description))
+        else:
+            client().update_artifact(self._losses_id, ArtifactUpdate(data=json.dumps(rows), description=description))
 
     @best_effort
     def _publish_run(self) -> None:
@@ -135,7 +151,23 @@ class Live:
 @best_effort
 def link(name: str, text: str, address: str, spec: RunSpec) -> None:
     """A link to another tool's page."""
-    create_link_artifact(address, link_text=text, key=_key(name, spec), description=f"[{text}]({address})")
+    create_link_artifact(address, link_text=text, key=artifact_key(name, spec), description=f"[{text}]({address})")
+
+
+@best_effort
+def commands(parameters: Mapping[str, Any], spec: RunSpec) -> None:
+    """How to do the same again in a terminal: the run as a whole, and each step by hand."""
+    given = dict(parameters)
+    arguments = ["genmodels", "retrain", given["model"]]
+    for name in ("dataset", "preset", "workers", "seed", "promotion"):
+        arguments += [f"--{name}", str(given[name])]
+    for override in given["overrides"]:
+        arguments += ["--set", override]
+    steps = [f"genmodels {step} {store().uri(f'{folder(step, spec)}/spec.json')}" for step in REPORTS]
+    text = "\n".join([shlex.join(arguments), *steps])
+    fence = "`" * (3 + max(map(len, re.findall("`+", text)), default=0))
+    title = f"How to do this again: sources {spec.code_version}, data {spec.dataset_digest}"
+    create_markdown_artifact(f"{title}\n\n{fence}\n{text}\n{fence}\n", artifact_key("commands", spec), title)
 
 
 @best_effort
@@ -143,7 +175,7 @@ def dataset_table(report: PrepareReport, spec: RunSpec) -> None:
     """What the data set holds, and what was set aside and why."""
     rows = [{"table": table, "examples": f"{count:,}"} for table, count in report.rows.items()]
     rows += [{"table": f"set aside: {reason}", "examples": f"{count:,}"} for reason, count in report.set_aside.items()]
-    create_table_artifact(rows, _key("dataset", spec), f"{report.dataset}, digest `{report.dataset_digest}`")
+    create_table_artifact(rows, artifact_key("dataset", spec), f"{report.dataset}, digest `{report.dataset_digest}`")
 
 
 @best_effort
@@ -151,44 +183,69 @@ def metrics_table(report: EvaluationReport, spec: RunSpec) -> None:
     """Each metric beside its floor (real data) and its ceiling (the untrained model)."""
     rows = [_row(metric, metric.name == report.primary) for metric in report.metrics]
     description = f"{spec.model} on {spec.dataset}; **{report.primary}** decides the promotion"
-    create_table_artifact(rows, _key("metrics", spec), description)
+    create_table_artifact(rows, artifact_key("metrics", spec), description)
+
+
+@best_effort
+def costs_table(spec: RunSpec) -> None:
+    """What each step has cost until now, over all attempts."""
+    columns = ["device time", "energy", "sent", "received", "peak memory", "peak device memory"]
+    steps = ["prepare", *REPORTS] if spec.dataset_digest else ["prepare"]
+    costs = {step: costs_of(step, spec) for step in steps}
+    rows = [{"step": step} | dict(zip(columns, cost_cells(cost), strict=True)) for step, cost in costs.items() if cost]
+    if rows:
+        description = f"{spec.model} on {spec.dataset}; a device is a GPU, or a process where there is none"
+        create_table_artifact(rows, artifact_key("costs", spec), description)
 
 
 @best_effort
 def decision(promotion: Promotion, spec: RunSpec) -> None:
     """Why a challenger became champion, or why it did not."""
     verdict = "is the champion" if promotion.promoted else "stays a challenger"
+    answered = ""
+    if promotion.decided_by and promotion.decided:
+        answered = (
+            f"Answered by {escaped(promotion.decided_by)} (as claimed), {promotion.decided:%Y-%m-%d %H:%M} UTC.\n\n"
+        )
     rows = [f"| challenger, version {promotion.version} | {promotion.challenger:.5g} |"]
     if promotion.champion is not None:
         rows.append(f"| champion until now, version {promotion.champion_version} | {promotion.champion:.5g} |")
     title = f"{promotion.name} version {promotion.version} {verdict}"
     table = "\n".join([f"| model | {promotion.metric} |", "|---|---|", *rows])
-    create_markdown_artifact(f"# {title}\n\n{promotion.reason}\n\n{table}\n", _key("promotion", spec), title)
+    create_markdown_artifact(
+        f"# {title}\n\n{escaped(promotion.reason)}\n\n{answered}{table}\n", artifact_key("promotion", spec), title
+    )
 
 
 def _row(metric: Metric, primary: bool) -> dict[str, str]:
     gap = metric.gap_closed
     return {
         "metric": f"{metric.title} (primary)" if primary else metric.title,
-        "value": _number(metric.value),
-        "interval": f"{_number(metric.low)} – {_number(metric.high)}",
-        "floor (real data)": _number(metric.floor),
-        "untrained": _number(metric.untrained),
+        "value": number(metric.value),
+        "interval": f"{number(metric.low)} – {number(metric.high)}",
+        "floor (real data)": number(metric.floor),
+        "untrained": number(metric.untrained),
         "gap closed": "" if gap is None or not math.isfinite(gap) else f"{gap:.1%}",
         "better": metric.better,
     }
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits, or nothing."""
     return "" if value is None else f"{value:.4g}"
 
 
-def _key(name: str, spec: RunSpec) -> str:
+def artifact_key(name: str, spec: RunSpec) -> str:
     """An artifact's key; one key is one history over all runs of a model on a data set."""
     return re.sub(r"[^a-z0-9]+", "-", f"{name}-{spec.model}-{spec.dataset_name}").strip("-")
 
 
-def _data_uri(png: bytes) -> str:
+def escaped(text: str) -> str:
+    """Somebody's text in markdown, as it is: no markup of it counts."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", " ".join(text.split()))
+
+
+def data_uri(png: bytes) -> str:
     """The picture itself in the place of an address: it needs no credentials, does not expire, and any browser that
     reaches Prefect shows it."""
     image = Image.open(io.BytesIO(png)).convert("RGB")

@@ -5,11 +5,14 @@ the same ones with `prefect deploy` for the workers of a work pool. Runs that `g
 same deployment as well, because Prefect's pages offer Cancel for no others, but need nobody to take them.
 """
 
+from typing import cast
+
 from prefect import serve as serve_deployments
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
+from flows import alerts
 from flows.evaluate_again import evaluate_again
 from flows.promote import promote
 from flows.prune import prune
@@ -32,6 +35,12 @@ def deployments() -> list[RunnerDeployment]:
     ]
 
 
+def publish_alerts() -> dict[str, alerts.Change]:
+    """Publish the alerts on the runs of these deployments; the change, by name."""
+    return alerts.publish([cast(str, deployment.name) for deployment in deployments()])
+
+
 def serve(limit: int) -> None:
-    """Publish the deployments and execute their runs, at most `limit` at once, until the process is stopped."""
+    """Publish the deployments and their alerts, and execute their runs, `limit` at once at most, until stopped."""
+    publish_alerts()
     serve_deployments(*deployments(), pause_on_shutdown=False, limit=limit)

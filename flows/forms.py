@@ -1,6 +1,6 @@
 """The kinds of parameters that flows share, as Prefect's forms offer them and its server checks them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,3 +15,5 @@ Preset = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]
 Override = Annotated[str, Field(pattern=r"^[^=]+=", examples=["resolution=32", "training.precision=bf16"])]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Workers = Annotated[int, Field(ge=1)]
+PromotionBy = Literal["automatic", "manual"]
+Hours = Annotated[float, Field(gt=0)]

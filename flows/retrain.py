@@ -17,14 +17,15 @@ from prefect.exceptions import CancelledRun
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, Pending
+from prefect.states import Cancelled, Completed, Failed, Pending
 from prefect.tasks import Task
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from flows import steps
-from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
+from flows import approval, steps
+from flows.artifacts import commands, costs_table
+from flows.forms import Dataset, Hours, Model, Override, Preset, PromotionBy, Seed, Workers
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.jobs import latest_job
 from genmodels.settings import settings
@@ -92,6 +93,8 @@ def retrain(
     overrides: Sequence[Override] = (),
     seed: Seed = 0,
     workers: Workers = 2,
+    promotion: PromotionBy = "automatic",
+    answer_within_hours: Hours = 168,
 ) -> Outcome | State:
     """Train a model on a data set, evaluate it, register it, and make it the champion if it is better.
 
@@ -102,14 +105,16 @@ def retrain(
         overrides: KEY=VALUE replaces a setting of the model, training.KEY=VALUE one of the engine.
         seed: Of everything random; the same seed gives the same model.
         workers: Data-parallel training processes on the Ray cluster.
+        promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on this page.
+        answer_within_hours: How long a person has for that; without an answer nothing changes, and the run fails.
     """
     seconds: dict[str, float] = {}
     states: list[State] = []
     watch = steps.watcher.get()
 
-    def done(step: Task[..., Any], spec: RunSpec) -> Any:
+    def done(step: Task[..., Any], spec: RunSpec, *inputs: Any) -> Any:
         started = time.monotonic()
-        state = step(spec, return_state=True, wait_for=states[-1:])
+        state = step(spec, *inputs, return_state=True, wait_for=states[-1:])
         states.append(state)
         seconds[step.name] = round(time.monotonic() - started, 2)
         if not state.is_completed():
@@ -119,27 +124,39 @@ def retrain(
         return state.result()
 
     try:
-        spec = resolve(model, dataset, preset, overrides, seed, workers)
+        question = approval.asked() if promotion == "manual" else None
+        spec = question.spec if question else resolve(model, dataset, preset, overrides, seed, workers)
     except GenmodelsError as error:
         return Failed(message=f"Nothing was started: {error}", data=error)
     try:
-        prepared: PrepareReport = done(steps.prepare, spec)
-        spec = spec.with_dataset(prepared.dataset_digest)
+        if spec.dataset_digest is None:
+            prepared: PrepareReport = done(steps.prepare, spec)
+            spec = spec.with_dataset(prepared.dataset_digest)
+        commands(flow_run.parameters, spec)
         trained: TrainReport = done(steps.train, spec)
         evaluated: EvaluationReport = done(steps.evaluate, spec)
         registered: RegisterReport = done(steps.register, spec)
-        promotion: Promotion = done(steps.promote, spec)
+        if promotion == "automatic":
+            decision: Promotion = done(steps.promote, spec)
+        else:
+            decision = done(steps.approve, spec, approval.ask(spec, within_hours=answer_within_hours))
     except _Ended as ended:
+        costs_table(spec)
         state = ended.state  # a new one: that of a task would be summed up as "1/1 states failed"
         return State(type=state.type, message=state.message, data=state.result(raise_on_failure=False))
+    except approval.Unanswered as error:
+        return Cancelled(message=str(error)) if error.cancelled else Failed(message=str(error), data=error)
+    except GenmodelsError as error:
+        return Failed(message=str(error), data=error)
+    costs_table(spec)
     outcome = Outcome(
         run_key=spec.run_key,
         model_uri=registered.model_uri,
         version=registered.version,
         aliases=sorted(Registry().find(registered.model_uri).aliases),
-        promotion=promotion.reason,
+        promotion=decision.reason,
         metrics={metric.name: _numbers(metric) for metric in evaluated.metrics},
-        dataset_digest=prepared.dataset_digest,
+        dataset_digest=str(spec.dataset_digest),
         seconds=seconds,
         startup_seconds=_startup_seconds(trained),
         addresses={
@@ -149,7 +166,7 @@ def retrain(
         },
         pictures=evaluated.pictures,
     )
-    return Completed(message=promotion.reason, data=outcome)
+    return Completed(message=decision.reason, data=outcome)
 
 
 def _startup_seconds(trained: TrainReport) -> float | None:
@@ -170,6 +187,8 @@ def retrain_now(
     overrides: Sequence[str] = (),
     seed: int = 0,
     workers: int = 1,
+    promotion: PromotionBy = "automatic",
+    answer_within_hours: float = 168,
 ) -> Outcome:
     """Run the flow in this process, and show in the terminal (stderr) how it goes.
 
@@ -184,6 +203,7 @@ def retrain_now(
         "workers": workers,
     }
     resolve(**parameters)
+    parameters |= {"promotion": promotion, "answer_within_hours": answer_within_hours}
     with StepDisplay() as display:
         token = steps.watcher.set(display)
         try:

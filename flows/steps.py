@@ -21,12 +21,15 @@ from prefect.tasks import Task, exponential_backoff
 from prefect.utilities.urls import url_for
 
 from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
+from flows.events import Pulse, refused
 from genmodels.errors import GenmodelsError, UnavailableError
-from genmodels.jobs import Job, attach_or_submit, stop_job
+from genmodels.jobs import STARTED_BY, Job, attach_or_submit, stop_job
 from genmodels.spec import (
+    Answer,
     EvaluationReport,
     PrepareReport,
     Progress,
+    Promotion,
     Record,
     RegisterReport,
     RunSpec,
@@ -101,11 +104,23 @@ def register(spec: RunSpec) -> State:
 @task(name="promote", task_run_name="promote {spec.model}", **STEP)
 def promote(spec: RunSpec) -> State:
     """Make the challenger the champion, if it is better beyond the noise."""
+    return _decided(promotion.promote, spec)
+
+
+@task(name="approve", task_run_name="approve {spec.model}", **STEP)
+def approve(spec: RunSpec, answer: Answer | None) -> State:
+    """Do with the challenger as a person answered; without an answer, as was decided before."""
+    return _decided(partial(promotion.settle, answer=answer) if answer else promotion.promote, spec)
+
+
+def _decided(decide: Callable[[RunSpec], Promotion], spec: RunSpec) -> State:
     try:
-        outcome = promotion.promote(spec)
+        outcome = decide(spec)
     except GenmodelsError as error:
         return _failed(error)
     decision(outcome, spec)
+    if not outcome.promoted and not outcome.decided_by:
+        refused(outcome)
     return Completed(message=outcome.reason, data=outcome)
 
 
@@ -136,7 +151,9 @@ def _run(
         if report:
             Live(step, spec).finish(before=True)
         else:
-            job = attach_or_submit(step, spec, links={"prefect_flow_run": flow_url()}, again=again)
+            job = attach_or_submit(
+                step, spec, links={"prefect_flow_run": flow_url(), STARTED_BY: _started_by()}, again=again
+            )
             if not _follow(job):
                 return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
             report = load_report(step, spec, kind)
@@ -156,7 +173,8 @@ def _failed(error: GenmodelsError) -> State:
         outlook = f"Attempt {task_run.run_count} of {RETRIES + 1}; it is retried in a while."
     else:
         outlook = "Not retried again; start the flow anew when the cause is gone, and it goes on from where it was."
-    return Failed(message=f"{task_run.name} failed: {error} {outlook}", data=error)
+    where = f" on {error.where}" if error.where else ""
+    return Failed(message=f"{task_run.name} failed{where}: {error} {outlook}", data=error)
 
 
 def _follow(job: Job) -> bool:
@@ -164,15 +182,17 @@ def _follow(job: Job) -> bool:
     _announce(job)
     live, logs, watch, cancel_due = Live(job.step, job.spec), _LogRelay(job), watcher.get(), Every(3)
     try:
-        for update in job.follow():
-            logs.relay(update.lines)
-            live.update(update.progress)
-            if watch:
-                watch.show(job.step, update.progress)
-            if cancel_due() and _is_cancelled():
-                get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
-                job.stop()
-                return False
+        with Pulse() as pulse:
+            for update in job.follow():
+                logs.relay(update.lines)
+                live.update(update.progress)
+                pulse.beat(update.progress)
+                if watch:
+                    watch.show(job.step, update.progress)
+                if cancel_due() and _is_cancelled():
+                    get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
+                    job.stop()
+                    return False
     except (KeyboardInterrupt, TerminationSignal):
         job.cluster.stop(job.id)  # at once: a runner calls the hook only when it has loaded the flow again
         raise
@@ -204,6 +224,19 @@ def _is_cancelled() -> bool:
 def flow_url() -> str:
     """This flow run's page."""
     return url_for("flow-run", obj_id=flow_run.id) or ""
+
+
+def _started_by() -> str:
+    """The deployment, and the schedule if that started it, of the run that this one is part of; else the flow."""
+    try:
+        run = client().read_flow_run(flow_run.root_flow_run_id)
+        if run.deployment_id is None:
+            return str(flow_run.flow_name)
+        name = client().read_deployment(run.deployment_id).name
+    except Exception:  # Prefect is away; accounts are no reason to stop a run
+        return str(flow_run.flow_name)
+    by_schedule = run.auto_scheduled and run.created_by
+    return f"{name}, {run.created_by.display_value}" if by_schedule and run.created_by else name
 
 
 class _LogRelay:

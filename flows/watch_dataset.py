@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
+from flows.forms import Dataset, Model, Override, Preset, PromotionBy, Seed, Workers
 from flows.retrain import retrain, run_name
 from genmodels.errors import GenmodelsError
 from genmodels.steps.changes import changes, registered
@@ -21,6 +21,7 @@ def watch_dataset(
     overrides: Sequence[Override] = (),
     seed: Seed = 0,
     workers: Workers = 2,
+    promotion: PromotionBy = "automatic",
 ) -> State:
     """Retrain a model if its data, code or configuration changed since its last registered version.
 
@@ -31,6 +32,7 @@ def watch_dataset(
         overrides: KEY=VALUE replaces a setting of the model, training.KEY=VALUE one of the engine.
         seed: Of everything random; the same seed gives the same model.
         workers: Data-parallel training processes on the Ray cluster.
+        promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on its page.
     """
     try:
         spec = resolve(model, dataset, preset, overrides, seed, workers)
@@ -43,5 +45,5 @@ def watch_dataset(
         why = changes(spec)
     except GenmodelsError as error:
         return Failed(message=f"Nothing was started: {error}", data=error)
-    ended = retrain(model, dataset, preset, overrides, seed, workers, return_state=True)
+    ended = retrain(model, dataset, preset, overrides, seed, workers, promotion, return_state=True)
     return State(type=ended.type, message=f"Retrained, because {why}. {ended.message}")

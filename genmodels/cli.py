@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -132,6 +133,10 @@ def retrain(
     overrides: Overrides = None,
     workers: Workers = 1,
     seed: Seed = 0,
+    promotion: Annotated[
+        Literal["automatic", "manual"],
+        typer.Option(help="Who makes a challenger champion: the rule, or a person, who is asked on the run's page."),
+    ] = "automatic",
     as_json: AsJson = False,
 ) -> None:
     """Run the flow: prepare the data, train, evaluate, register, and promote the model if it beats the champion.
@@ -144,7 +149,7 @@ def retrain(
 
     from flows.retrain import retrain_now
 
-    outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers)
+    outcome = retrain_now(model, dataset, preset, overrides or [], seed=seed, workers=workers, promotion=promotion)
     if as_json:
         print(outcome.model_dump_json())
     else:
@@ -165,6 +170,23 @@ def serve(
 
 
 @app.command(rich_help_panel=RUN)
+def alerts(as_json: AsJson = False) -> None:
+    """Publish the alerts in Prefect, which `serve` does as well; what is there already is left as it is.
+
+    They tell of failures, crashes, cancellations, refused challengers, steps without progress, missed schedules and
+    questions to a person. Whom they tell is a block of Prefect's (Slack, webhook, mail): GENMODELS_ALERT_BLOCK.
+    """
+    from flows.deployments import publish_alerts
+    from genmodels.terminal import print_table
+
+    changes = publish_alerts()
+    if as_json:
+        print(json.dumps(changes))
+    else:
+        print_table(["automation", ""], list(changes.items()))
+
+
+@app.command(rich_help_panel=RUN)
 def promote(
     version: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="progressive_gan.digits@3, or ...@previous.")],
     because: Annotated[str, typer.Option(help="Why, for the record.")] = "",
@@ -179,6 +201,32 @@ def promote(
         print(promotion.model_dump_json())
     else:
         console.print(f"{promotion.name} version {promotion.version} is the champion. {promotion.reason}")
+
+
+@app.command(rich_help_panel=RUN)
+def costs(
+    since: Annotated[str, typer.Option(metavar="DURATION", help="Such as 12h, 7d or 4w.")] = "7d",
+    as_json: AsJson = False,
+) -> None:
+    """Sum up what steps cost, by model and by what started them: device time, energy, bytes moved, peak memory."""
+    from genmodels.steps.costs import costs_since, totals
+    from genmodels.terminal import print_costs
+
+    records = costs_since(duration(since))
+    sums = {"models": totals(records, by="model"), "started_by": totals(records, by="started_by")}
+    if as_json:
+        print(json.dumps({kind: {name: c.model_dump() for name, c in found.items()} for kind, found in sums.items()}))
+    else:
+        for kind, found in sums.items():
+            print_costs(kind.replace("_", " "), found)
+
+
+def duration(text: str) -> timedelta:
+    """The time that such as 90m, 12h, 7d or 4w stand for."""
+    unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal() or len(text) > 6:
+        raise SpecError(f"{text!r} is not a duration; expected a number and one of m, h, d, w, such as 7d.")
+    return timedelta(**{unit: int(text[:-1])})
 
 
 @app.command(rich_help_panel=STEPS)
@@ -222,21 +270,28 @@ def register(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
 
 def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
     """Run one step. Within a Ray job its failure is left in the object store for whoever follows the job."""
+    from contextlib import nullcontext
     from importlib import import_module
 
+    from genmodels.jobs import started_by
+    from genmodels.steps.costs import metered, tell_mlflow
     from genmodels.steps.reports import save_failure
     from genmodels.terminal import print_report, watching
 
     step = getattr(import_module(f"genmodels.steps.{name}"), name)
-    if ray:
-        try:
-            report: Record = step(spec) if name == "register" else step(spec, ray=True)
-        except GenmodelsError as error:
-            save_failure(name, spec, error)
-            raise
-    else:
-        with watching(name, spec):
-            report = step(spec)
+    # Each of the workers that train has its own meter.
+    with nullcontext() if name == "train" else metered(name, spec, started_by()):
+        if ray:
+            try:
+                report: Record = step(spec) if name == "register" else step(spec, ray=True)
+            except GenmodelsError as error:
+                save_failure(name, spec, error)
+                raise
+        else:
+            with watching(name, spec):
+                report = step(spec)
+    if name != "prepare":  # which belongs to no run
+        tell_mlflow(name, spec)
     if as_json or ray:
         print(report.model_dump_json())
     else:

@@ -13,6 +13,7 @@ class GenmodelsError(Exception):
 
     exit_code = 1
     transient = False
+    where = ""  # the worker or machine that met it, if it was not this one
 
 
 class SpecError(GenmodelsError):

@@ -27,6 +27,7 @@ from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
+STARTED_BY = "started_by"
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 RAY_PREFIX = re.compile(r"\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
@@ -215,7 +216,7 @@ def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | Non
     """The job of this step: the one that is running, else the one that has left its report, else a new one.
 
     Args:
-        links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
+        links: addresses that the job's processes find in `this_job()`, such as that of the flow run, and STARTED_BY.
         again: a new one also if one has left its report.
     """
     job = latest_job(step, spec)
@@ -247,8 +248,16 @@ def stop_job(job_id: str) -> None:
 def this_job() -> dict[str, str]:
     """Addresses that belong to the Ray job of this process, by name: its own page as `ray_job`, and the `links` that it
     was submitted with; nothing outside a job."""
-    metadata = json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
-    return {name: value for name, value in metadata.items() if value.startswith("http")}
+    return {name: value for name, value in _metadata().items() if value.startswith("http")}
+
+
+def started_by() -> str:
+    """What had this process's Ray job started, as its submitter said: a deployment, and its schedule if it has one."""
+    return _metadata().get(STARTED_BY, "by hand")
+
+
+def _metadata() -> dict[str, str]:
+    return json.loads(os.environ.get(CONFIG_VARIABLE, "{}")).get("metadata", {})
 
 
 class _LogTail:

@@ -6,6 +6,7 @@ Moving from a laptop to a cluster is a matter of these values; no other module r
 import os
 from collections.abc import Mapping
 from functools import cache
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
@@ -42,6 +43,16 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         default=SecretStr(""),
         description="postgresql://USER:PASSWORD@HOST:PORT; the stack takes its databases `prefect` and `mlflow`",
+    )
+    alert_block: str = Field(
+        default="",
+        pattern=r"^([a-z0-9-]+/.+)?$",
+        description="TYPE/NAME of a block of Prefect that alerts are sent by, such as slack-webhook/ops",
+    )
+    alert_minutes: float = Field(default=15.0, ge=1 / 6, description="without progress of a step, until an alert")
+    bind: IPv4Address = Field(
+        default=IPv4Address("127.0.0.1"),
+        description="where the servers of `up` listen; beyond this machine with logins",
     )
     mirror: str | None = Field(default=None, description="base address in the place of every public data address")
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")

@@ -191,6 +191,18 @@ class Promotion(Record):
     challenger: float
     champion: float | None = None
     champion_version: int | None = None
+    decided_by: str | None = Field(default=None, description="the name a person claimed who was asked")
+    decided: datetime | None = Field(default=None, description="when that person answered")
+
+
+class Answer(Record):
+    """A person's answer to whether a challenger becomes champion."""
+
+    approve: bool
+    name: str = Field(description="as claimed")
+    reason: str
+    time: datetime
+    champion_version: int | None = Field(description="the champion that the challenger was shown beside")
 
 
 class PruneReport(Record):

@@ -1,5 +1,6 @@
-"""The local stack: SeaweedFS (S3), MLflow, Prefect and a Ray head under supervisord, all on the loopback interface.
+"""The local stack: SeaweedFS (S3), MLflow, Prefect and a Ray head under supervisord, on the loopback interface.
 
+With GENMODELS_BIND their four public ports are on another one, and only with a login to each; all others stay.
 Everything lies under one folder, `GENMODELS_HOME`: data, logs, the supervisor's configuration and `stack.json`, which
 tells every other command the addresses and credentials. Files with secrets have mode 0600, and no secret is on a
 command line.
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
+from importlib.util import find_spec
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, cast
 from xmlrpc.client import Fault, ServerProxy
@@ -30,7 +33,7 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 from pydantic import BaseModel, Field
 
-from genmodels.errors import AccessError, UnavailableError
+from genmodels.errors import AccessError, SpecError, UnavailableError
 from genmodels.settings import Home, Settings, settings, without_proxy_for_loopback
 from genmodels.spec import digest
 
@@ -57,21 +60,41 @@ class Stack(BaseModel):
     s3_secret_key: str = Field(repr=False)
     s3_endpoint: str = ""
     mlflow_url: str = ""
+    mlflow_username: str = "admin"
+    mlflow_password: str = Field(default="", repr=False)
+    mlflow_flask_key: str = Field(default="", repr=False)
     prefect_api_url: str = ""
+    prefect_auth_string: str = Field(default="", repr=False)
     ray_address: str = ""
     ray_token_path: Path
     database_url: str = Field(default="", repr=False)
+    bind: IPv4Address = IPv4Address(HOST)
     ports: dict[str, int] = {}
 
     def on_ports(self, ports: dict[str, int]) -> "Stack":
         """The same with these ports in its addresses."""
+        host = HOST if self.bind.is_unspecified else str(self.bind)
         addresses = {
-            "s3_endpoint": f"http://{HOST}:{ports['s3']}",
-            "mlflow_url": f"http://{HOST}:{ports['mlflow']}",
-            "prefect_api_url": f"http://{HOST}:{ports['prefect']}/api",
-            "ray_address": f"http://{HOST}:{ports['ray']}",
+            "s3_endpoint": f"http://{host}:{ports['s3']}",
+            "mlflow_url": f"http://{host}:{ports['mlflow']}",
+            "prefect_api_url": f"http://{host}:{ports['prefect']}/api",
+            "ray_address": f"http://{host}:{ports['ray']}",
         }
         return self.model_copy(update={"ports": ports, **addresses})
+
+    def check_logins(self) -> None:
+        """Raises SpecError if servers would be reachable from other machines, and some of them without a login."""
+        if self.bind.is_loopback:
+            return
+        missing = {
+            "GENMODELS_PREFECT_AUTH_STRING=USER:PASSWORD": self.prefect_auth_string,
+            "GENMODELS_MLFLOW_PASSWORD=PASSWORD": self.mlflow_password,
+        }
+        if unset := " and ".join(name for name, value in missing.items() if not value):
+            raise SpecError(
+                f"On {self.bind} the servers could be reached from other machines without a login; set {unset}, or "
+                "leave GENMODELS_BIND at 127.0.0.1."
+            )
 
     def databases(self, home: Path) -> dict[str, str]:
         """Where MLflow and Prefect keep what they know: SQLite under `home`, or PostgreSQL if the settings name it."""
@@ -143,6 +166,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "-filer.disableHttp",
                 f"-filer.localSocket={home / 'run/filer.sock'}",
                 "-s3",
+                f"-s3.ip.bind={stack.bind}",
                 f"-s3.config={home / 's3.json'}",
                 f"-s3.localSocket={home / 'run/s3.sock'}",
                 "-s3.port.iceberg=0",
@@ -160,8 +184,9 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
             address=stack.mlflow_url,
             health=f"{stack.mlflow_url}/health",
             command=[
-                *(str(tools / "mlflow"), "server", "--host", HOST, "--port", port["mlflow"], "--workers", "1"),
-                *("--artifacts-destination", f"s3://{stack.bucket}/mlflow"),
+                *(str(tools / "mlflow"), "server", "--host", str(stack.bind), "--port", port["mlflow"]),
+                *("--workers", "1", "--artifacts-destination", f"s3://{stack.bucket}/mlflow"),
+                *(("--app-name", "basic-auth") if stack.mlflow_password else ()),
             ],
             environment={
                 "MLFLOW_BACKEND_STORE_URI": databases["mlflow"],  # may hold a password: not for a command line
@@ -173,14 +198,15 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "MLFLOW_MODEL_CATALOG_URI": "",
-            },
+            }
+            | (mlflow_login(home, stack) if stack.mlflow_password else {}),
         ),
         "prefect": Service(
             name="prefect",
             title="Prefect",
             address=stack.prefect_api_url.removesuffix("/api"),
             health=f"{stack.prefect_api_url}/health",
-            command=[str(tools / "prefect"), "server", "start", "--host", HOST, "--port", port["prefect"]],
+            command=[str(tools / "prefect"), "server", "start", "--host", str(stack.bind), "--port", port["prefect"]],
             environment={
                 "PREFECT_HOME": str(home / "prefect"),
                 "PREFECT_API_URL": stack.prefect_api_url,
@@ -189,7 +215,9 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
                 "DO_NOT_TRACK": "1",
             }
-            | ({"PREFECT_SERVER_DATABASE_CONNECTION_URL": databases["prefect"]} if "prefect" in databases else {}),
+            | ({"PREFECT_SERVER_DATABASE_CONNECTION_URL": databases["prefect"]} if "prefect" in databases else {})
+            | ({"PREFECT_UI_API_URL": "/api"} if stack.bind.is_unspecified else {})
+            | (prefect_login(stack) if stack.prefect_auth_string else {}),
         ),
         "ray": Service(
             name="ray",
@@ -202,7 +230,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 *(str(tools / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--log-color=false"),
                 "--include-dashboard=true",  # without it a head whose dashboard failed would stay, and take no jobs
                 *(f"--node-ip-address={HOST}", f"--temp-dir={home / 'ray'}"),
-                *(f"--dashboard-host={HOST}", f"--dashboard-port={port['ray']}", f"--port={port['ray.gcs']}"),
+                *(f"--dashboard-host={stack.bind}", f"--dashboard-port={port['ray']}", f"--port={port['ray.gcs']}"),
                 f"--ray-client-server-port={port['ray.client']}",
                 f"--node-manager-port={port['ray.node']}",
                 f"--object-manager-port={port['ray.objects']}",
@@ -222,6 +250,24 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "RAY_JOB_STOP_WAIT_TIME_S": "10",  # a cancelled run is over within 15 s, heeded or not
             },
         ),
+    }
+
+
+def mlflow_login(home: Path, stack: Stack) -> dict[str, str]:
+    """What has MLflow ask for a name and a password; who has none may do nothing."""
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(home / "mlflow/auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": stack.mlflow_username,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": stack.mlflow_password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": stack.mlflow_flask_key,
+    }
+
+
+def prefect_login(stack: Stack) -> dict[str, str]:
+    """What has Prefect ask for a name and a password, and its own parts give them."""
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": stack.prefect_auth_string,
+        "PREFECT_API_AUTH_STRING": stack.prefect_auth_string,
     }
 
 
@@ -266,22 +312,48 @@ class LocalStack:
 
     def configure(self) -> None:
         """Choose keys, once, and ports that are free now, and write all files that the programs read."""
-        for folder in ("", "run", "logs", "s3", "mlflow", "prefect", "ray"):
-            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         stack = self.read() or Stack(
             bucket=Settings().bucket,
             s3_access_key=secrets.token_hex(10),
             s3_secret_key=secrets.token_hex(20),
             ray_token_path=self.home / "ray.token",
         )
-        database = Settings().database_url.get_secret_value()
-        stack = stack.on_ports(choose_ports(stack.ports)).model_copy(update={"database_url": database})
+        wanted = Settings()
+        changes = {
+            "database_url": wanted.database_url.get_secret_value(),
+            "bind": wanted.bind,
+            "mlflow_username": wanted.mlflow_username,
+            "mlflow_password": wanted.mlflow_password.get_secret_value(),
+            "mlflow_flask_key": stack.mlflow_flask_key or secrets.token_hex(32),
+            "prefect_auth_string": wanted.prefect_auth_string.get_secret_value(),
+        }
+        login_changed = changes["mlflow_password"] != stack.mlflow_password
+        stack = stack.model_copy(update=changes)
+        stack.check_logins()
+        for folder in ("", "run", "logs", "s3", "mlflow", "prefect", "ray"):
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack = stack.on_ports(choose_ports(stack.ports))
+        if stack.mlflow_password:
+            self._write_mlflow_users(anew=login_changed)
         if not stack.ray_token_path.exists():
             write_secret(stack.ray_token_path, secrets.token_hex(32))
         programs = services(self.short_home, stack)
         write_secret(self.home / "s3.json", json.dumps(s3_identities(stack)))
         write_secret(self.home / "supervisord.conf", supervisor_configuration(self.short_home, programs))
         write_secret(self.file, stack.model_dump_json(indent=2))
+
+    def _write_mlflow_users(self, *, anew: bool) -> None:
+        """Where MLflow keeps its users. It takes the administrator's password only into a new file."""
+        if find_spec("flask_wtf") is None:
+            raise SpecError("MLflow's login needs a package that is missing: pip install 'genmodels[servers]'.")
+        folder = self.short_home / "mlflow"
+        if anew:
+            (folder / "users.db").unlink(missing_ok=True)
+        users = f"sqlite:///{folder / 'users.db'}".replace("%", "%%")
+        write_secret(
+            folder / "auth.ini",
+            f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {users}\n",
+        )
 
     def down(self) -> bool:
         """Stop what `up` started, with all its children, and keep the data; False if nothing ran."""
@@ -470,7 +542,7 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
     for service in programs.values():
         config[f"program:{service.name}"] = {
             "command": quote(shlex.join(service.command)),
-            "environment": quote(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
+            "environment": quote(",".join(f"{name}={in_quotes(value)}" for name, value in service.environment.items())),
             "autostart": "false",
             "autorestart": "true",
             "startsecs": "10",  # one that dies sooner, three times in a row, has failed
@@ -487,6 +559,11 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
     text = io.StringIO()
     config.write(text)
     return text.getvalue()
+
+
+def in_quotes(value: str) -> str:
+    """As a value of supervisor's `environment`, which is split as a shell would do it."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def quote(value: str | Path) -> str:

@@ -20,6 +20,7 @@ from genmodels.stack import State
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome
+    from genmodels.steps.costs import Cost
     from genmodels.tracking.comparison import Comparison
 
 console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 400)
@@ -169,6 +170,23 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def print_costs(title: str, costs: Mapping[str, "Cost"]) -> None:
+    """Costs by name, a row each."""
+    columns = [title, "device time", "energy", "sent", "received", "peak memory", "peak device memory"]
+    print_table(columns, [[name, *cost_cells(cost)] for name, cost in costs.items()])
+
+
+def cost_cells(cost: "Cost") -> list[str]:
+    """Device time, energy, bytes sent and received, peak memory and that of devices, for people."""
+    return [
+        str(timedelta(seconds=round(cost.device_seconds))),
+        "" if cost.energy_joules is None else f"{cost.energy_joules / 3.6e6:.3f} kWh",
+        *(f"{moved / 1e6:,.1f} MB" for moved in (cost.bytes_sent, cost.bytes_received)),
+        f"{cost.peak_memory_bytes / 2**20:,.0f} MiB",
+        "" if cost.peak_device_memory_bytes is None else f"{cost.peak_device_memory_bytes / 2**20:,.0f} MiB",
+    ]
 
 
 def print_report(report: Record) -> None:

@@ -15,8 +15,19 @@ from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
 
 COMMANDS = {
-    *("up", "down", "status", "retrain", "serve", "promote", "spec", "prepare", "train", "evaluate", "register"),
-    *("sample", "interpolate", "traverse", "arithmetic", "compare", "translate", "models", "datasets", "bench"),
+    *("up", "down", "status", "retrain", "serve", "alerts", "promote", "costs", "spec", "prepare", "train"),
+    *(
+        "register",
+        "sample",
+        "interpolate",
+        "traverse",
+        "arithmetic",
+        "compare",
+        "translate",
+        "models",
+        "datasets",
+        "bench",
+    ),
 }
 NO_SERVERS = {
     "GENMODELS_S3_ACCESS_KEY": "key",

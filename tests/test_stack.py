@@ -6,18 +6,21 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from genmodels.errors import AccessError, UnavailableError
+from genmodels.errors import AccessError, SpecError, UnavailableError
+from genmodels.jobs import RayJobs
 from genmodels.settings import Settings, settings
 from genmodels.stack import USUAL_PORTS, LocalStack, Stack, processes_of
-from genmodels.storage.objects import ObjectStore
+from genmodels.storage.objects import ObjectStore, store
+from genmodels.tracking.rest import TrackingServer
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -193,3 +196,92 @@ def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AccessError, match="set GENMODELS_HOME"):
         LocalStack(tmp_path / "file/home").up()
+
+
+PREFECT_LOGIN = 'ops:pass word, "quoted" and 100%'
+MLFLOW_PASSWORD = 'pass word, "quoted" and 100%'
+LOGINS = {"prefect_auth_string": PREFECT_LOGIN, "mlflow_password": MLFLOW_PASSWORD}
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([], "GENMODELS_PREFECT_AUTH_STRING=USER:PASSWORD and GENMODELS_MLFLOW_PASSWORD=PASSWORD"),
+        (["mlflow_password"], "GENMODELS_PREFECT_AUTH_STRING=USER:PASSWORD, or leave"),
+        (["prefect_auth_string"], "GENMODELS_MLFLOW_PASSWORD=PASSWORD, or leave"),
+    ],
+)
+@pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.1"])
+def test_nothing_is_started_for_other_machines_without_logins(
+    own: LocalStack, configure: Callable[..., None], given: list[str], missing: str, bind: str
+) -> None:
+    configure(bind=bind, **{name: LOGINS[name] for name in given})
+    with pytest.raises(SpecError, match=f"On {bind} the servers could be reached .* set {missing}"):
+        own.up()
+    assert not list(processes_of(own.home))
+    assert {path.name for path in own.home.iterdir()} == {"lock"}
+
+
+def test_with_logins_every_public_port_asks_for_them_and_no_other_port_is_public(
+    own: LocalStack, configure: Callable[..., None]
+) -> None:
+    configure(bind="0.0.0.0", **LOGINS)
+    stack = own.up()
+    public = {stack.ports[name]: name for name in USUAL_PORTS}
+    listening = set()
+    for process in family(own):
+        with suppress(psutil.NoSuchProcess):
+            listening |= {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert {public.get(address.port, address) for address in listening if address.ip not in LOOPBACK} == {*USUAL_PORTS}
+
+    prefect, mlflow = stack.prefect_api_url, stack.mlflow_url
+    asked = {
+        f"{stack.s3_endpoint}/{stack.bucket}": 403,
+        f"{stack.s3_endpoint}/{stack.bucket}/key": 403,
+        f"{mlflow}/": 401,
+        f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=9": 401,
+        f"{mlflow}/api/2.0/mlflow-artifacts/artifacts?path=.": 401,
+        f"{prefect}/flow_runs/count": 401,
+        f"{prefect}/block_documents/filter": 401,
+        f"{prefect}/admin/settings": 401,
+        f"{stack.ray_address}/api/jobs/": 401,
+        f"{stack.ray_address}/api/cluster_status": 401,
+        f"{stack.ray_address}/logs/": 401,
+    }
+    strangers = {"nobody": None, "somebody": ("admin", "password1234")}
+    for who, login in strangers.items():
+        got = {
+            url: requests.request("POST" if "filter" in url else "GET", url, auth=login, timeout=60) for url in asked
+        }
+        wanted = {
+            url: {403} if who == "somebody" and stack.ray_address in url else {code} for url, code in asked.items()
+        }
+        assert {url: answer.status_code for url, answer in got.items() if answer.status_code not in wanted[url]} == {}
+    job = {"entrypoint": f"touch {own.home / 'canary'}"}
+    assert requests.post(f"{stack.ray_address}/api/jobs/", json=job, timeout=60).status_code == 401
+    foreign = Settings(**stack.model_dump() | {"s3_access_key": "foreign", "s3_secret_key": "foreign"})
+    with pytest.raises(AccessError, match="refused the credentials"):
+        ObjectStore(foreign).get("key")
+    for health in (f"{stack.s3_endpoint}/healthz", f"{mlflow}/health", f"{prefect}/health"):
+        assert requests.get(health, timeout=60).status_code == 200
+
+    configure(home=str(own.home))  # whoever may read stack.json may come in
+    for name in ("bind", *LOGINS):
+        os.environ.pop(f"GENMODELS_{name.upper()}")
+    settings.cache_clear()
+    store().put("key", b"value")
+    assert store().get("key") == b"value"
+    assert TrackingServer().post("experiments/create", name="ours")
+    assert RayJobs().info("nothing") is None
+    user, _, password = PREFECT_LOGIN.partition(":")
+    assert requests.post(f"{prefect}/flow_runs/count", json={}, auth=(user, password), timeout=60).json() == 0
+    assert settings().client_environment()["PREFECT_API_AUTH_STRING"] == PREFECT_LOGIN
+    assert not (own.home / "canary").exists()
+
+    holding = [path for path in own.home.iterdir() if path.is_file() and "100%" in path.read_text(errors="replace")]
+    assert {path.name for path in holding} == {"stack.json", "supervisord.conf"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in own.home.iterdir() if path.is_file()} <= {0o600, 0o644}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+    assert not [log.name for log in (own.home / "logs").iterdir() if "pass word" in log.read_text(errors="replace")]
+    told = [process.cmdline() for process in family(own)]
+    assert not [line for line in told if "pass word" in " ".join(line)]

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from socket import gethostname
 from typing import TypeVar
 
 from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
@@ -37,10 +38,13 @@ class Failure(Record):
     message: str
     exit_code: int
     transient: bool
+    where: str = ""
 
     def error(self) -> GenmodelsError:
         """The error again, in another process."""
-        return error_of(self.exit_code)(self.message)
+        error = error_of(self.exit_code)(self.message)
+        error.where = self.where
+        return error
 
 
 def error_of(exit_code: int) -> type[GenmodelsError]:
@@ -98,7 +102,8 @@ def read_progress(step: str, spec: RunSpec) -> Progress | None:
 
 def save_failure(step: str, spec: RunSpec, error: GenmodelsError) -> None:
     """Leaves a step's error for whoever follows it."""
-    failure = Failure(message=str(error), exit_code=error.exit_code, transient=error.transient)
+    where = error.where or gethostname()
+    failure = Failure(message=str(error), exit_code=error.exit_code, transient=error.transient, where=where)
     store().put_record(f"{folder(step, spec)}/{step}.error.json", failure)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import permutations
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from genmodels.evaluation.bootstrap import mean
 from genmodels.evaluation.images import as_bytes
 from genmodels.evaluation.pictures import grid
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
-from genmodels.jobs import this_job
+from genmodels.jobs import started_by, this_job
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
 from genmodels.settings import settings
 from genmodels.spec import Progress, RunSpec, TrainReport
+from genmodels.steps.costs import metered
 from genmodels.steps.reports import (
     ProgressWriter,
     clear_failure,
@@ -64,6 +66,7 @@ def train(spec: RunSpec, *, ray: bool = False) -> TrainReport:
         "spec": spec.model_dump_json(),
         "started": time.time(),
         "links": this_job(),
+        "started_by": started_by(),
     }
     clear_failure("train", spec)
     if ray:
@@ -86,8 +89,11 @@ def work(task: dict[str, Any]) -> None:
     if failure and not failure.transient:
         return
     try:
-        _work(spec, task)
+        with metered("train", spec, task["started_by"]):
+            _work(spec, task)
     except GenmodelsError as error:
+        workers = Workers()
+        error.where = f"worker {workers.rank} of {workers.size}, {gethostname()}"
         save_failure("train", spec, error)
         raise
 
@@ -178,6 +184,7 @@ class Watch:
     def progress(self, engine: Engine, losses: Mapping[str, float], images_per_second: float) -> None:
         """To the object store for the one who follows, and to MLflow."""
         self.losses.update(losses)
+        resolution = engine.stage.resolution
         self._latest = Progress(
             step="train",
             stage=engine.stage.name,
@@ -185,6 +192,7 @@ class Watch:
             total=engine.total_images,
             per_second=images_per_second,
             values=self.losses,
+            message="" if f"{resolution}x" in engine.stage.name else f"{resolution}x{resolution}",
         )
         self._progress(self._latest)
         rates = {"train/images_per_second": images_per_second, "train/stage": float(engine.position.stage)}

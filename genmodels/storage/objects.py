@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from boto3.exceptions import RetriesExceededError, S3UploadFailedError
@@ -61,6 +62,25 @@ class Upload:
     begun: datetime
 
 
+class Traffic:
+    """Bytes of objects that went over a client's connections, repeated requests included. Safe to share."""
+
+    def __init__(self, client: Any):
+        self.sent = self.received = 0
+        self._lock = Lock()
+        client.meta.events.register("before-send.s3", self._request)
+        client.meta.events.register("after-call.s3", self._answer)
+
+    def _request(self, request: Any, **_: object) -> None:
+        with self._lock:
+            self.sent += int(request.headers.get("Content-Length", 0))
+
+    def _answer(self, http_response: Any, model: Any, **_: object) -> None:
+        if not model.name.startswith("Head"):  # which tells the length of what it does not send
+            with self._lock:
+                self.received += int(http_response.headers.get("Content-Length", 0))
+
+
 def split_uri(uri: str) -> tuple[str, str]:
     """Bucket and key of `s3://bucket/key`; raises SpecError for anything else."""
     scheme, _, rest = uri.partition("://")
@@ -95,6 +115,8 @@ class ObjectStore:
                 response_checksum_validation="when_required",
             ),
         )
+
+        self.traffic = Traffic(self.client)
 
     def create_bucket(self) -> None:
         """Create the bucket unless it is there."""

@@ -3,14 +3,33 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from genmodels.errors import SpecError
-from genmodels.spec import EvaluationReport, Metric, Promotion, RunSpec
+from genmodels.spec import Answer, EvaluationReport, Metric, Promotion, RunSpec
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
 from genmodels.tracking.registry import ModelVersion, Registry
 
-WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced; no rerun of it comes back by itself
+WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced
+REJECTED = "rejected"  # the verdict on a challenger that a person did not want
+FINAL = {WITHDRAWN, REJECTED}  # no rerun of these comes back by itself
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A challenger beside the champion, and what the rule says of them."""
+
+    challenger: ModelVersion
+    scores: EvaluationReport | None
+    champion: ModelVersion | None
+    champion_scores: EvaluationReport | None
+    settled: Promotion | None  # the decision, if there is one that stands
+
+    @property
+    def decision(self) -> Promotion:
+        """The rule's."""
+        return decide(self.challenger, self.scores, self.champion, self.champion_scores)
 
 
 def promote(spec: RunSpec) -> Promotion:
@@ -23,24 +42,77 @@ def promote(spec: RunSpec) -> Promotion:
     """
     registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
     with lease(f"champion/{name}"):
-        if not (versions := registry.of_run(name, spec.run_key)):
-            raise SpecError(
-                f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered: `register` it first."
-            )
-        challenger = versions[0]
-        champion = registry.aliased(name, "champion")
-        if champion and champion.version == challenger.version and "gate" in champion.tags:
-            return Promotion.model_validate_json(champion.tags["gate"])
-        if challenger.tags.get("gate.verdict") == WITHDRAWN:
-            return Promotion.model_validate_json(challenger.tags["gate"])
-        champion_scores = evaluation_of(champion, registry) if champion else None
-        decision = decide(challenger, evaluation_of(challenger, registry), champion, champion_scores)
-        registry.set_tags(challenger, _verdict(decision, "promoted" if decision.promoted else "refused"))
-        if decision.promoted:
-            if champion:
-                registry.set_alias(name, "previous", champion.version)
-            registry.set_alias(name, "champion", challenger.version)
+        proposal = _proposal(spec, registry)
+        if proposal.settled:
+            return proposal.settled
+        decision = proposal.decision
+        _conclude(proposal, decision, "promoted" if decision.promoted else "refused", registry)
     return decision
+
+
+def propose(spec: RunSpec) -> Proposal:
+    """What there is to decide about the spec's registered version; changes nothing."""
+    return _proposal(spec, Registry())
+
+
+def settle(spec: RunSpec, answer: Answer) -> Promotion:
+    """Do as a person answered who was asked about the spec's registered version and the champion of that time.
+
+    Nothing changes if that is decided already, by an earlier answer or by another run, or if there is another champion
+    by now. The answer goes into the version's tags with the name that was claimed, before an alias moves.
+    """
+    registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
+    with lease(f"champion/{name}"):
+        proposal = _proposal(spec, registry)
+        if proposal.settled:
+            return proposal.settled
+        champion = proposal.champion.version if proposal.champion else None
+        said = "approved" if answer.approve else "rejected"
+        verdict, reason = said, f"{said.capitalize()} by {answer.name} (as claimed): {answer.reason}"
+        if champion != answer.champion_version:
+            verdict = "outdated"
+            reason = (
+                f"{answer.name} (as claimed) {said} it beside {_named(answer.champion_version)}, but by now the "
+                f"champion is {_named(champion)}; run it again to be asked again."
+            )
+        facts = {"promoted": verdict == "approved", "reason": reason, "decided_by": answer.name, "decided": answer.time}
+        decision = proposal.decision.model_copy(update=facts)
+        record = {"approval.decision": said, "approval.claimed_name": answer.name, "approval.reason": answer.reason}
+        registry.set_tags(proposal.challenger, record | {"approval.time": answer.time.isoformat(timespec="seconds")})
+        _conclude(proposal, decision, verdict, registry)
+    return decision
+
+
+def _proposal(spec: RunSpec, registry: Registry) -> Proposal:
+    name = f"{spec.model}.{spec.dataset_name}"
+    if not (versions := registry.of_run(name, spec.run_key)):
+        raise SpecError(
+            f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered: `register` it first."
+        )
+    challenger, champion = versions[0], registry.aliased(name, "champion")
+    is_champion = champion is not None and champion.version == challenger.version
+    tags = champion.tags if champion and is_champion else challenger.tags
+    final = "gate" in tags and (is_champion or tags.get("gate.verdict") in FINAL)
+    return Proposal(
+        challenger=challenger,
+        scores=evaluation_of(challenger, registry),
+        champion=champion,
+        champion_scores=evaluation_of(champion, registry) if champion else None,
+        settled=Promotion.model_validate_json(tags["gate"]) if final else None,
+    )
+
+
+def _conclude(proposal: Proposal, decision: Promotion, verdict: str, registry: Registry) -> None:
+    """The decision into the version's tags, then the aliases."""
+    registry.set_tags(proposal.challenger, _verdict(decision, verdict))
+    if decision.promoted:
+        if proposal.champion:
+            registry.set_alias(decision.name, "previous", proposal.champion.version)
+        registry.set_alias(decision.name, "champion", proposal.challenger.version)
+
+
+def _named(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
 
 
 def appoint(address: str, because: str = "") -> Promotion:

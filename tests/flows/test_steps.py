@@ -1,6 +1,7 @@
 """What becomes of a step that fails: retried only if the cause can pass, and told in one sentence."""
 
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_what_cannot_pass_is_not_tried_again(stack: Settings, tmp_path: Path):
     [task] = tasks(stack, only(steps.prepare, resolve("progressive_gan", f"folder:{tmp_path}"), return_state=True))
     assert task["run_count"] == 1
     assert task["state"]["type"] == "FAILED"
-    assert task["state"]["message"].startswith(f"prepare folder:{tmp_path} failed: ")
+    assert task["state"]["message"].startswith(f"prepare folder:{tmp_path} failed on {gethostname()}: ")
     assert task["state"]["message"].endswith("Not retried: it cannot pass by itself.")
 
 
