@@ -16,18 +16,8 @@ from genmodels.spec import PrepareReport, RunSpec
 
 COMMANDS = {
     *("up", "down", "status", "retrain", "serve", "alerts", "promote", "costs", "spec", "prepare", "train"),
-    *(
-        "register",
-        "sample",
-        "interpolate",
-        "traverse",
-        "arithmetic",
-        "compare",
-        "translate",
-        "models",
-        "datasets",
-        "bench",
-    ),
+    *("evaluate", "register", "sample", "interpolate", "traverse", "arithmetic", "compare", "translate"),
+    *("models", "datasets", "bench"),
 }
 NO_SERVERS = {
     "GENMODELS_S3_ACCESS_KEY": "key",
