@@ -21,6 +21,7 @@ from genmodels.models.progressive_gan import ProgressiveGAN
 from genmodels.models.sagan import SAGAN
 from genmodels.models.sngan import SNGAN
 from genmodels.models.vae import VAE
+from genmodels.models.vqvae2 import VQVAE2
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "adversarial_autoencoder": AdversarialAutoencoder,
@@ -38,6 +39,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "sagan": SAGAN,
     "sngan": SNGAN,
     "vae": VAE,
+    "vqvae2": VQVAE2,
 }
 
 

@@ -3,8 +3,8 @@ ICML 2016), in its gated form (van den Oord et al., NeurIPS 2016), if asked for 
 (Salimans et al., ICLR 2017).
 """
 
-import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genmodels.errors import SpecError
-from genmodels.models.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.models.autoregressive import Autoregressive, AutoregressiveConfig, mean_over_classes
 from genmodels.models.base import DataInfo
 from genmodels.nn.gated_pixelcnn import GatedPixelCNN
 
@@ -75,9 +75,7 @@ class PixelCNN(Autoregressive):
         none given that of the mean over its classes."""
         if labels is not None or not self.classes:
             return self._log_likelihood(images, labels)
-        labels = torch.arange(self.classes, device=images.device)
-        of_classes = [self._log_likelihood(images, label.expand(len(images))) for label in labels]
-        return torch.stack(of_classes).logsumexp(0) - math.log(self.classes)
+        return mean_over_classes(partial(self._log_likelihood, images), self.classes, images)
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:

@@ -220,7 +220,9 @@ class GatedPixelCNN(nn.Module):
             noise = uniform.index_select(3, column.view(1)).flatten(1)
             place = (index * self.resolution + column).view(1)
             known: list[Tensor] = []
-            parameters, windows, memorised = noise, list[Tensor](), list[Tensor]()
+            windows: list[Tensor] = []
+            memorised: list[Tensor] = []
+            parameters = noise
             for channel in range(self.channels):
                 if channel < self.likelihood.groups:
                     unknown = [torch.zeros_like(noise[:, 0])] * (self.channels - channel)

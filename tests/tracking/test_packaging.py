@@ -47,6 +47,7 @@ def as_uint8(images: Tensor) -> np.ndarray:
         ("flow", {"steps": 2}),
         ("pixelcnn", {"layers": 2}),
         ("pixelrnn", {"resolution": 4, "layers": 1}),
+        ("vqvae2", {"resolution": 4, "prior_layers": 2}),
     ],
 )
 def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path, name: str, config: dict[str, Any]):

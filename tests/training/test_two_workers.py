@@ -35,6 +35,23 @@ SMALL_FLOW = {
 }
 SMALL_PIXELS = {"resolution": 8, "features": 12, "layers": 2, "head_features": 12, "batch_images": 8}
 SMALL_RECURRENT = {"resolution": 4, "features": 4, "layers": 1, "head_features": 12, "batch_images": 8}
+SMALL_VQVAE = {
+    "resolution": 8,
+    "downsampling": 2,
+    "width": 8,
+    "residual_width": 4,
+    "codes": 8,
+    "code_dimensions": 4,
+    "batch_images": 8,
+    "prior_features": 8,
+    "prior_layers": 2,
+    "prior_kernel": 3,
+    "prior_head_features": 8,
+    "attention_every": 1,
+    "attention_heads": 2,
+    "conditioning_blocks": 1,
+    "prior_batch_images": 8,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
     "adversarial_autoencoder-labels": (
@@ -89,6 +106,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pixelcnn-labels": ("pixelcnn", SMALL_PIXELS | {"conditional": True}),
     "pixelcnn-logistic_mixture": ("pixelcnn", SMALL_PIXELS | {"likelihood": "logistic_mixture"}),
     "pixelrnn-row_lstm": ("pixelrnn", SMALL_RECURRENT | {"recurrence": "row_lstm"}),
+    "vqvae2": ("vqvae2", SMALL_VQVAE),
+    "vqvae2-top": ("vqvae2", SMALL_VQVAE | {"images": 8, "conditional": True}),
+    "vqvae2-bottom": ("vqvae2", SMALL_VQVAE | {"images": 8, "prior_images": 8}),
     "pixelrnn-diagonal_bilstm": ("pixelrnn", SMALL_RECURRENT | {"likelihood": "logistic_mixture"}),
 }
 
