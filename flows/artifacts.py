@@ -1,6 +1,6 @@
-"""What a person sees of a run in Prefect: progress, samples, metrics, links and the decision, as artifacts.
+"""What a person sees of a run in Prefect: progress, samples, metrics, links and the decision, as artifacts; and events.
 
-An artifact that cannot be published is one warning in the log and never stops a run.
+What cannot be published is one warning in the log and never stops a run.
 """
 
 import base64
@@ -27,9 +27,10 @@ from prefect.artifacts import (
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
+from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from genmodels.spec import EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
+from genmodels.spec import Alarm, EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
 from genmodels.steps.costs import costs_of
 from genmodels.steps.reports import REPORTS, folder, newest_samples
 from genmodels.storage.objects import store
@@ -90,11 +91,15 @@ class Live:
         self._last, self._images_shown = "starting on Ray", -1
         self._linked = step != "train"
         self._progress_due, self._samples_due = Every(5), Every(10)
+        self._alarms_told = 0
 
     def update(self, progress: Progress | None) -> None:
         """Publish what is new, if it is time to."""
         if progress:
             self._last = described(progress)
+            for raised in progress.alarms[self._alarms_told :]:
+                alarm_event(raised, self.spec)
+            self._alarms_told = len(progress.alarms)
         if self._progress_due():
             self._publish_progress(progress.done / max(1, progress.total) if progress else 0.0, self._last)
         if self.step == "train" and self._samples_due():
@@ -146,6 +151,19 @@ class Live:
         if not self._linked and (run_id := find_run(self.spec)):
             link("mlflow-run", "MLflow run: curves, samples, parameters", run_page(run_id), self.spec)
             self._linked = True
+
+
+@best_effort
+def alarm_event(alarm: Alarm, spec: RunSpec) -> None:
+    """The alarm of a guard, as an event on which automations can act."""
+    emit_event(
+        event=f"genmodels.guard.{alarm.guard}",
+        resource={
+            "prefect.resource.id": f"genmodels.run.{spec.run_key}",
+            "prefect.resource.name": f"{spec.model} on {spec.dataset}",
+        },
+        payload=alarm.model_dump(mode="json"),
+    )
 
 
 @best_effort

@@ -22,6 +22,7 @@ class AdversarialLoss:
     penalises_gradients: bool = False
     allows_small_gradients: bool = False
     clips_weights: bool = False
+    undecided: float | None = 0.0  # the logit of an image that is as likely real as fake; critics have none
 
 
 def binary_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -86,11 +87,11 @@ AdversarialName = Literal[
 ADVERSARIAL: dict[AdversarialName, AdversarialLoss] = {
     "minimax": AdversarialLoss(binary_discriminator, minimax_generator),
     "non_saturating": AdversarialLoss(binary_discriminator, non_saturating_generator),
-    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator),
-    "wgan": AdversarialLoss(wasserstein_critic, critic_generator, clips_weights=True),
-    "wgan_gp": AdversarialLoss(wasserstein_critic, critic_generator, penalises_gradients=True),
+    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator, undecided=0.5),
+    "wgan": AdversarialLoss(wasserstein_critic, critic_generator, clips_weights=True, undecided=None),
+    "wgan_gp": AdversarialLoss(wasserstein_critic, critic_generator, penalises_gradients=True, undecided=None),
     "wgan_lp": AdversarialLoss(
-        wasserstein_critic, critic_generator, penalises_gradients=True, allows_small_gradients=True
+        wasserstein_critic, critic_generator, penalises_gradients=True, allows_small_gradients=True, undecided=None
     ),
     "hinge": AdversarialLoss(hinge_discriminator, critic_generator),
     "relativistic_average": AdversarialLoss(
@@ -141,6 +142,14 @@ def drift(real: Tensor) -> Tensor:
 def consistency(logits: Tensor, logits_augmented: Tensor) -> Tensor:
     """E (D(x) - D(T(x)))^2 for an augmentation T (CR-GAN: Zhang et al. 2020); of the mean logit, for maps of them."""
     return (logits - logits_augmented).reshape(len(logits), -1).mean(1).square().mean()
+
+
+@torch.no_grad()
+def separation(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of the pairs, one real and one fake image, of which the real one has the larger logit (the larger mean, of
+    maps of them): 1/2 for who guesses, 1 for who never errs. Not a loss."""
+    judged = (logits.reshape(len(logits), -1).mean(1) for logits in (real, fake))
+    return torch.gt(*judged).float().mean()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from genmodels.errors import SpecError
 
@@ -31,14 +31,65 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # a NaN comes back as one
 
 
+class GuardSpec(Record):
+    """One guard: when it raises an alarm, and what is done then."""
+
+    action: Literal["off", "warn", "stop", "roll_back"] = Field(
+        description="stop keeps the best checkpoint, roll_back goes on from the last one that no guard objected to"
+    )
+    threshold: float = Field(gt=0, description="the guard's value must not be beyond it")
+    looks: int = Field(default=3, ge=1, description="in a row that must be beyond the threshold")
+
+    @property
+    def acts(self) -> bool:
+        """Whether it can change the weights."""
+        return self.action in {"stop", "roll_back"}
+
+
+class GuardsSpec(Record):
+    """What training is watched for; each guard's threshold is told in `genmodels.training.guards`."""
+
+    look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 40 times a run")
+    warm_up: float = Field(default=0.25, ge=0, lt=1, description="share of a stage in which guards only measure")
+    divergence: GuardSpec = GuardSpec(action="roll_back", threshold=1000.0, looks=1)
+    mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
+    strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)
+    oscillation: GuardSpec = GuardSpec(action="warn", threshold=0.5)
+
+    def numerics(self) -> dict[str, Any]:
+        """The settings of what can change the weights."""
+        unacted = {name for name, value in self if isinstance(value, GuardSpec) and not value.acts}
+        return self.model_dump(exclude=unacted)
+
+    @field_validator("divergence")
+    @classmethod
+    def _is_acted_upon(cls, divergence: GuardSpec) -> GuardSpec:
+        if not divergence.acts:
+            raise ValueError("no training can go on from a loss that is not finite; take stop or roll_back")
+        return divergence
+
+
+class Alarm(Record):
+    """What a guard found wrong with a training, and what was done about it."""
+
+    guard: str
+    value: float
+    threshold: float
+    images: int = Field(description="shown when it was found")
+    action: Literal["warn", "stop", "roll_back"]
+    message: str
+
+
 class TrainingSpec(Record):
     """How the engine runs a model; the model's own numbers (networks, losses, budget) are in its config."""
 
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the losses; penalties stay fp32")
     channels_last: bool = Field(default=False, description="memory layout of images and convolution weights")
     accumulation: int = Field(default=1, ge=1, description="micro-batches per update; the batch is unchanged")
+    balanced_classes: bool = Field(default=False, description="show every class equally often; needs labels")
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of an update's gradient")
-    max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before a non-finite loss fails")
+    guards: GuardsSpec = GuardsSpec()
+    max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before an alarm fails the run")
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="between checkpoints; stage ends write one too")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept besides the best")
     log_seconds: float = Field(default=2.0, gt=0, description="time between progress reports")
@@ -46,7 +97,8 @@ class TrainingSpec(Record):
 
     def numerics(self) -> dict[str, Any]:
         """The fields that change the weights, and so belong to the run's key."""
-        return self.model_dump(include={"precision", "channels_last", "accumulation", "gradient_clip", "max_rollbacks"})
+        plain = {"precision", "channels_last", "accumulation", "gradient_clip", "max_rollbacks", "balanced_classes"}
+        return self.model_dump(include=plain) | {"guards": self.guards.numerics()}
 
 
 class RunSpec(Record):
@@ -119,6 +171,9 @@ class TrainReport(Record):
     restarts: int
     rollbacks: int
     mlflow_run_id: str | None = None
+    alarms: list[Alarm] = Field(default_factory=list, description="that guards raised, in order")
+    guards: dict[str, float] = Field(default_factory=dict, description="value of each guard for these weights")
+    objections: list[str] = Field(default_factory=list, description="guards whose value is beyond its threshold")
 
 
 class Metric(Record):
@@ -225,6 +280,7 @@ class Progress(Record):
     per_second: float = 0.0
     values: dict[str, float] = Field(default_factory=dict, description="losses and the like, by name")
     message: str = ""
+    alarms: list[Alarm] = Field(default_factory=list, description="all that guards have raised in this run")
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property

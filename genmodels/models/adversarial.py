@@ -1,9 +1,10 @@
 """What all adversarial models share: the settings of their loss, and the terms that these make of logits."""
 
 from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genmodels.losses import (
@@ -13,12 +14,17 @@ from genmodels.losses import (
     consistency,
     drift,
     gradient_penalty,
+    relative,
+    separation,
     zero_centred_gradient_penalty,
 )
-from genmodels.models.base import Context, ModelConfig
+from genmodels.models.base import Context, ModelConfig, Samples
+from genmodels.nn.augmentation import Augmentation, AugmentationName, moved
+from genmodels.nn.batch_norm import has_batch_norms, measuring_standing_statistics
 
 Critic = Callable[[Tensor], Tensor]  # images -> logits; of the images' own labels, if it is conditional
 WeightedTerms = dict[str, tuple[float, Tensor]]
+STANDING_BATCHES, STANDING_PIXELS = 16, 2**18
 
 
 class AdversarialConfig(ModelConfig):
@@ -27,33 +33,60 @@ class AdversarialConfig(ModelConfig):
     adversarial_loss: AdversarialName = "non_saturating"
     gradient_penalty_weight: float = Field(10.0, ge=0, description="of wgan_gp and wgan_lp")
     gradient_penalty_target: float = Field(1.0, gt=0, description="gradient norm that they ask for")
+    gradient_penalty_interval_steps: int = Field(1, ge=1, description="lazy: every so many steps, times as much")
     weight_clip: float = Field(0.01, gt=0, description="bound of wgan's weights")
     drift_weight: float = Field(0.0, ge=0, description="of the mean square of the logits of real images")
     r1_gamma: float = Field(0.0, ge=0, description="weight of the R1 penalty, on real images; 0 turns it off")
     r2_gamma: float = Field(0.0, ge=0, description="weight of the R2 penalty, on fakes; 0 turns it off")
     r1_interval_steps: int = Field(16, ge=1, description="lazy R1 and R2: every so many steps, times as many")
     consistency_weight: float = Field(0.0, ge=0, description="of the logits' change when real images are shifted")
+    augmentations: tuple[AugmentationName, ...] = Field((), description="of all that the discriminator sees")
+    augmentation_target: float | None = Field(
+        None, gt=0, lt=1, description="E sign D(real) that their probability is steered to; none given: always applied"
+    )
+    augmentation_ramp_images: int = Field(500_000, ge=1, description="in which that probability could go from 0 to 1")
+
+    @model_validator(mode="after")
+    def _augmentation_can_adapt(self) -> Self:
+        if self.augmentation_target is not None:
+            if not self.augmentations:
+                raise ValueError("augmentation_target has nothing to steer; name some augmentations.")
+            if ADVERSARIAL[self.adversarial_loss].undecided is None:
+                raise ValueError(
+                    f"augmentation_target needs a discriminator that decides, which {self.adversarial_loss} has not; "
+                    "take another loss or leave it out."
+                )
+        return self
 
 
-class Adversarial:
+class Adversarial(nn.Module):
     """The two sides of the game that a config describes. A model gets any loss by these lines:
 
         terms = self.adversarial.discriminator_terms(self.discriminator, real, fake, logits_real, logits_fake, context)
-        terms = {"adversarial": (1.0, self.adversarial.generator_loss(self.discriminator, real, logits_fake))}
+        loss = self.adversarial.generator_loss(self.discriminator, real, logits_fake, context)
 
+    with `real` and `fake` from `self.adversarial.augmented(images, context)` wherever the discriminator judges them,
     and, in `at`, `self.adversarial.constrain(self.discriminator.parameters())`.
     """
 
     def __init__(self, config: AdversarialConfig):
+        super().__init__()
         self.config = config
         self.loss = ADVERSARIAL[config.adversarial_loss]
+        settings = {"target": config.augmentation_target, "ramp_images": config.augmentation_ramp_images}
+        self.augmentation = Augmentation(config.augmentations, **settings)
+
+    def augmented(self, images: Tensor, context: Context) -> Tensor:
+        """Images as the discriminator gets to see them."""
+        return self.augmentation(images, context.rand)
 
     def discriminator_terms(
         self, critic: Critic, real: Tensor, fake: Tensor, logits_real: Tensor, logits_fake: Tensor, context: Context
     ) -> WeightedTerms:
-        """The discriminator's loss with the penalties that are due in this step; `critic` judges once more for them."""
+        """The discriminator's loss with the penalties that are due in this step, for which `critic` judges once more;
+        and, without a weight, how well it tells the two apart."""
         config, terms = self.config, {"adversarial": (1.0, self.loss.discriminator(logits_real, logits_fake))}
-        if self.loss.penalises_gradients:
+        if self.loss.penalises_gradients and context.step % config.gradient_penalty_interval_steps == 0:
             penalty = gradient_penalty(
                 critic,
                 real,
@@ -62,7 +95,8 @@ class Adversarial:
                 target=config.gradient_penalty_target,
                 allow_small=self.loss.allows_small_gradients,
             )
-            terms["gradient_penalty"] = (config.gradient_penalty_weight, penalty)
+            interval = config.gradient_penalty_interval_steps
+            terms["gradient_penalty"] = (config.gradient_penalty_weight * interval, penalty)
         if config.drift_weight:
             terms["drift"] = (config.drift_weight, drift(logits_real))
         if context.step % config.r1_interval_steps == 0:
@@ -72,14 +106,25 @@ class Adversarial:
                     terms[name] = (gamma * config.r1_interval_steps, penalty)
         if config.consistency_weight:
             terms["consistency"] = (config.consistency_weight, consistency(logits_real, critic(shifted(real, context))))
+        if self.loss.undecided is not None:
+            terms["separation"] = (0.0, separation(logits_real, logits_fake))
+        if config.augmentation_target is not None:
+            terms["augmentation_probability"] = (0.0, self.augmentation.probability.clone())
+            self.augmentation.adapt(self._decision(logits_real, logits_fake))
         return terms
 
-    def generator_loss(self, critic: Critic, real: Tensor, logits_fake: Tensor) -> Tensor:
+    def _decision(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+        """Positive where a real image is taken to be real."""
+        if self.loss.relativistic:
+            return relative(logits_real, logits_fake)[0]
+        return logits_real - (self.loss.undecided or 0.0)
+
+    def generator_loss(self, critic: Critic, real: Tensor, logits_fake: Tensor, context: Context) -> Tensor:
         """The generator's loss; a relativistic one has `critic` judge the real images anew."""
         if not self.loss.relativistic:
             return self.loss.generator(logits_fake)
         with torch.no_grad():
-            logits_real = critic(real)
+            logits_real = critic(self.augmented(real, context))
         return self.loss.generator(logits_fake, logits_real)
 
     def constrain(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -96,15 +141,25 @@ class Adversarial:
         config = self.config
         lazy = (bool(config.r1_gamma) + bool(config.r2_gamma)) / config.r1_interval_steps
         judging_real_and_fake, judging_for_the_generator = 2 * 3, (2 + self.loss.relativistic) / steps
-        penalties = 6 * (self.loss.penalises_gradients + lazy) + 3 * bool(config.consistency_weight)
+        lazy += self.loss.penalises_gradients / config.gradient_penalty_interval_steps
+        penalties = 6 * lazy + 3 * bool(config.consistency_weight)
         return judging_real_and_fake + penalties + judging_for_the_generator
 
 
 def shifted(images: Tensor, context: Context) -> Tensor:
     """Each image, (C, H, W), moved by up to an eighth of its side either way; the border is repeated."""
-    batch, _, height, width = images.shape
-    reach = max(1, height // 8)
-    down, right = context.randint(2 * reach + 1, batch, 2).sub(reach).unbind(1)
-    rows = (torch.arange(height, device=images.device) - down[:, None]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) - right[:, None]).clamp(0, width - 1)
-    return images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+    reach = max(1, images.shape[2] // 8)
+    down, right = context.randint(2 * reach + 1, len(images), 2).sub(reach).unbind(1)
+    return moved(images, down, right)
+
+
+@torch.no_grad()
+def measure_standing_statistics(model: Samples, generator: nn.Module, resolution: int) -> None:
+    """Measures on samples what the batch norms of the model's generator normalise by in evaluation, if it has any."""
+    if not has_batch_norms(generator):
+        return
+    draws = torch.Generator(next(generator.parameters()).device).manual_seed(0)
+    batch = max(8, min(256, STANDING_PIXELS // resolution**2))
+    with measuring_standing_statistics(generator):
+        for _ in range(STANDING_BATCHES):
+            model.sample(batch, generator=draws)

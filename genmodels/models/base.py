@@ -189,7 +189,7 @@ class GenerativeModel(nn.Module):
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by name, for parameter counts."""
-        return dict(self.named_children())
+        return {name: module for name, module in self.named_children() if any(True for _ in module.parameters())}
 
     def least_flops(self, forward: Mapping[str, float]) -> float | None:
         """FLOPs per image that a step's updates cannot do without, given each network's forward FLOPs per image;

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genmodels.errors import SpecError
 from genmodels.losses import AdversarialName
-from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms, measure_standing_statistics
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -29,10 +29,7 @@ from genmodels.models.base import (
     Stage,
     Update,
 )
-from genmodels.nn.batch_norm import measuring_standing_statistics
 from genmodels.nn.convolution import input_gradient_differentiable
-
-STANDING_BATCHES, STANDING_PIXELS = 16, 2**18
 
 
 class ClassConditionalConfig(AdversarialConfig):
@@ -126,8 +123,9 @@ class ClassConditionalGAN(GenerativeModel):
         self.adversarial.constrain(self.discriminator.parameters())
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        real, labels = batch["image"], batch.get("label")
-        fake = self._fakes(batch, context).detach()
+        labels = batch.get("label")
+        real = self.adversarial.augmented(batch["image"], context)
+        fake = self.adversarial.augmented(self._fakes(batch, context).detach(), context)
         logits = self.discriminator(torch.cat((real, fake)), None if labels is None else labels.repeat(2))
         logits_real, logits_fake = logits.chunk(2)
         critic = partial(self._critic, labels=labels)
@@ -140,8 +138,8 @@ class ClassConditionalGAN(GenerativeModel):
     def generator_terms(self, batch: Batch, context: Context) -> WeightedTerms:
         """What the generator minimises; a model may add terms of its own."""
         labels = batch.get("label")
-        logits = self.discriminator(self._fakes(batch, context), labels)
-        loss = self.adversarial.generator_loss(partial(self._critic, labels=labels), batch["image"], logits)
+        logits = self.discriminator(self.adversarial.augmented(self._fakes(batch, context), context), labels)
+        loss = self.adversarial.generator_loss(partial(self._critic, labels=labels), batch["image"], logits, context)
         return {"adversarial": (1.0, loss)}
 
     def _critic(self, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -156,14 +154,8 @@ class ClassConditionalGAN(GenerativeModel):
                 context.shared["fakes"] = self.generator(latent, batch.get("label"))
         return context.shared["fakes"]
 
-    @torch.no_grad()
     def prepare_evaluation(self) -> None:
-        """Measures the standing statistics of the generator's batch norms on samples."""
-        generator = torch.Generator(next(self.parameters()).device).manual_seed(0)
-        batch = max(8, min(256, STANDING_PIXELS // self.config.resolution**2))
-        with measuring_standing_statistics(self.generator):
-            for _ in range(STANDING_BATCHES):
-                self.sample(batch, generator=generator)
+        measure_standing_statistics(self, self.generator, self.config.resolution)
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:

@@ -190,9 +190,6 @@ class CycleGAN(GenerativeModel):
         self.adversarial = Adversarial(config)
         self.apply(draw_weights)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self.named_children() if not isinstance(module, ImagePool)}
-
     def stages(self) -> list[Stage]:
         resolution = self.config.resolution
         return [
@@ -254,9 +251,10 @@ class CycleGAN(GenerativeModel):
         context.shared["fakes"] = {"a": fake_a.detach(), "b": fake_b.detach()}
         cycle = F.l1_loss(self.generator_ba(fake_b), a) + F.l1_loss(self.generator_ab(fake_a), b)
         terms["cycle"] = (self.config.cycle_weight, cycle)
-        judge_a, judge_b = self.discriminator_a, self.discriminator_b
-        terms["adversarial_a"] = (1.0, self.adversarial.generator_loss(judge_a, a, judge_a(fake_a)))
-        terms["adversarial_b"] = (1.0, self.adversarial.generator_loss(judge_b, b, judge_b(fake_b)))
+        sides = {"a": (self.discriminator_a, a, fake_a), "b": (self.discriminator_b, b, fake_b)}
+        for domain, (judge, real, fake) in sides.items():
+            logits = judge(self.adversarial.augmented(fake, context))
+            terms[f"adversarial_{domain}"] = (1.0, self.adversarial.generator_loss(judge, real, logits, context))
         return LossTerms.weighted(terms)
 
     def discriminators_loss(self, batch: Batch, context: Context) -> LossTerms:
@@ -270,6 +268,7 @@ class CycleGAN(GenerativeModel):
     def _judge(
         self, domain: str, discriminator: nn.Module, real: Tensor, fake: Tensor, context: Context
     ) -> WeightedTerms:
+        real, fake = (self.adversarial.augmented(images, context) for images in (real, fake))
         logits_real, logits_fake = discriminator(torch.cat((real, fake))).chunk(2)
         terms = self.adversarial.discriminator_terms(discriminator, real, fake, logits_real, logits_fake, context)
         return {f"{name}_{domain}": term for name, term in terms.items()}

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genmodels.losses import binary_discriminator
-from genmodels.models.adversarial import Adversarial, AdversarialConfig
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, measure_standing_statistics
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -228,7 +228,8 @@ class GAN(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """-V(D, G) of equation 1, logged with the Jensen-Shannon divergence that it implies; or another loss."""
-        real, fake = batch["image"], self.fakes(batch, context).detach()
+        real = self.adversarial.augmented(batch["image"], context)
+        fake = self.adversarial.augmented(self.fakes(batch, context).detach(), context)
         critic = partial(self.judge, context=context)
         logits_real, logits_fake = critic(real), critic(fake)
         loss = LossTerms.weighted(
@@ -241,8 +242,8 @@ class GAN(GenerativeModel):
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
         critic = partial(self.judge, context=context)
-        logits_fake = critic(self.fakes(batch, context))
-        loss = self.adversarial.generator_loss(critic, batch["image"], logits_fake)
+        logits_fake = critic(self.adversarial.augmented(self.fakes(batch, context), context))
+        loss = self.adversarial.generator_loss(critic, batch["image"], logits_fake, context)
         return LossTerms.weighted({"adversarial": (1.0, loss)})
 
     def fakes(self, batch: Batch, context: Context) -> Tensor:
@@ -254,6 +255,9 @@ class GAN(GenerativeModel):
             with torch.set_grad_enabled(generator_learns):
                 shared["fakes"] = self.generator(shared["latents"])
         return shared["fakes"]
+
+    def prepare_evaluation(self) -> None:
+        measure_standing_statistics(self, self.generator, self.config.resolution)
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:

@@ -280,8 +280,9 @@ class ProgressiveGAN(GenerativeModel):
         return batch | {"image": images}
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        real, labels = batch["image"], batch.get("label")
-        fake = self._fakes(batch, context).detach()
+        labels = batch.get("label")
+        real = self.adversarial.augmented(batch["image"], context)
+        fake = self.adversarial.augmented(self._fakes(batch, context).detach(), context)
         outputs = self.discriminator(torch.cat((real, fake)), self.level, self.alpha, batches=2)
         logits_real, logits_fake = outputs[:, 0].chunk(2)
         terms = self.adversarial.discriminator_terms(self._critic, real, fake, logits_real, logits_fake, context)
@@ -291,8 +292,9 @@ class ProgressiveGAN(GenerativeModel):
         return LossTerms.weighted(terms)
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        outputs = self.discriminator(self._fakes(batch, context), self.level, self.alpha)
-        loss = self.adversarial.generator_loss(self._critic, batch["image"], outputs[:, 0])
+        fake = self.adversarial.augmented(self._fakes(batch, context), context)
+        outputs = self.discriminator(fake, self.level, self.alpha)
+        loss = self.adversarial.generator_loss(self._critic, batch["image"], outputs[:, 0], context)
         terms = {"adversarial": (1.0, loss)}
         if self.config.conditional:
             terms["label"] = (self.config.label_weight, F.cross_entropy(outputs[:, 1:], batch["label"]))

@@ -57,18 +57,41 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift[..., None, None].to(x.dtype), x, scale[..., None, None].to(x.dtype))
 
 
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether it looks at a batch as a whole."""
+    return bool(_norms(network))
+
+
 @contextmanager
 def measuring_standing_statistics(network: nn.Module) -> Iterator[None]:
     """Inside, batch norms normalise by their batch, that of this worker alone, whatever the mode of the network; the
     means of these statistics over all batches are what evaluation normalises by from then on."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for norm in _norms(network):
+        norm.reset_running_stats()
+    with _normalising_by_batch(network, momentum=None):  # which makes torch take the plain mean
+        yield
+
+
+@contextmanager
+def normalising_by_batch(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norms normalise by their batch, that of this worker alone, and remember nothing of it."""
+    with _normalising_by_batch(network, momentum=0.0):
+        yield
+
+
+@contextmanager
+def _normalising_by_batch(network: nn.Module, momentum: float | None) -> Iterator[None]:
+    norms = _norms(network)
     before = [(norm.training, norm.momentum) for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
-        norm.training, norm.momentum = True, None  # which makes torch take the plain mean
+        norm.training, norm.momentum = True, momentum
     try:
         with alone():
             yield
     finally:
-        for norm, (training, momentum) in zip(norms, before, strict=True):
-            norm.training, norm.momentum = training, momentum
+        for norm, (training, norm_momentum) in zip(norms, before, strict=True):
+            norm.training, norm.momentum = training, norm_momentum
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]

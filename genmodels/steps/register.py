@@ -46,7 +46,7 @@ def register(spec: RunSpec) -> RegisterReport:
         name,
         model_id=model["model_id"],
         run_id=run_id,
-        tags=_traces(run_id, server) | _scores(evaluation),
+        tags=_traces(run_id, server) | _scores(evaluation) | _guards(trained),
         description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
@@ -76,6 +76,12 @@ def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationRepo
 
 def _scores(evaluation: EvaluationReport) -> dict[str, str]:
     return {f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics}
+
+
+def _guards(trained: TrainReport) -> dict[str, str]:
+    """What the guards say of the weights; the gate of promotion looks at their objections."""
+    values = {f"guard.{name}": f"{value:.4g}" for name, value in trained.guards.items()}
+    return values | ({"guard.objections": ", ".join(trained.objections)} if trained.objections else {})
 
 
 def _register_classifier(spec: RunSpec) -> None:

@@ -36,7 +36,8 @@ def resolve(
 
     Args:
         model, dataset, preset: names from the catalogues; a data set may also be folder:PATH or s3://bucket/prefix.
-        overrides: `key=value` of the model's config, or `training.key=value` of the engine's.
+        overrides: `key=value` of the model's config, or `training.key=value` of the engine's, in which `key` may
+            lead into a group: `training.guards.mode_collapse.action=warn`.
         seed, workers: of the run.
 
     Raises:
@@ -51,6 +52,8 @@ def resolve(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
     config, training = configured(model, preset, overrides, resolution=entry.resolution)
+    if training.balanced_classes and not entry.classes:
+        raise SpecError(f"training.balanced_classes needs labels, and {dataset} has none; leave it out.")
     try:
         spec = RunSpec(
             model=model,
@@ -83,7 +86,7 @@ def configured(model: str, preset: str, overrides: Sequence[str], **defaults: An
         raise unknown(f"preset of {model}", preset, kind.presets)
     config, training = _parsed(overrides)
     values = {**kind.presets[preset], **defaults, **config}
-    return _checked(kind, values, f"setting of {model}"), _checked(TrainingSpec, training, "setting of training")
+    return _checked(kind, values, f"setting of {model}"), _training(training)
 
 
 @cache
@@ -129,6 +132,26 @@ def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             config[key] = value
     return config, training
+
+
+def _training(overrides: Mapping[str, Any]) -> TrainingSpec:
+    """The engine's settings with some replaced; dots lead into groups of them, as in guards.mode_collapse.action."""
+    values = TrainingSpec().model_dump()
+    for key, value in overrides.items():
+        *groups, name = key.split(".")
+        inside: Any = values
+        for group in groups:
+            inside = inside.get(group) if isinstance(inside, dict) else None
+        if not isinstance(inside, dict) or name not in inside:
+            raise unknown("setting of training", key, _dotted(values))
+        inside[name] = value
+    return _checked(TrainingSpec, values, "setting of training")
+
+
+def _dotted(values: Mapping[str, Any]) -> list[str]:
+    """The names of all settings, those inside groups with dots."""
+    inside = {key: _dotted(value) for key, value in values.items() if isinstance(value, dict)}
+    return [*values, *(f"{key}.{name}" for key, names in inside.items() for name in names)]
 
 
 def _checked(kind: type[M], values: Mapping[str, Any], what: str) -> M:

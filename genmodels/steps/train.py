@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +28,7 @@ from genmodels.jobs import started_by, this_job
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
 from genmodels.settings import settings
-from genmodels.spec import Progress, RunSpec, TrainReport
+from genmodels.spec import Alarm, Progress, RunSpec, TrainReport
 from genmodels.steps.costs import metered
 from genmodels.steps.reports import (
     ProgressWriter,
@@ -124,8 +124,9 @@ def _work(spec: RunSpec, task: dict[str, Any]) -> None:
     model = build(spec.model, spec.config, _data_info(manifest), spec.seed).to(device)
 
     def batches(stage: Stage) -> Loader:
-        place = {"rank": workers.rank, "size": workers.size}
-        return Loader(dataset, stage.inputs, stage.batch_images, seed=spec.seed, device=device, **place)
+        order = {"seed": spec.seed, "balanced": spec.training.balanced_classes}
+        place = {"rank": workers.rank, "size": workers.size, "device": device}
+        return Loader(dataset, stage.inputs, stage.batch_images, **order, **place)
 
     engine = Engine(model, batches, training=spec.training, seed=spec.seed, workers=workers)
     checkpoints = Checkpoints(store(), task["folder"], spec.training.keep_checkpoints)
@@ -156,6 +157,9 @@ def _work(spec: RunSpec, task: dict[str, Any]) -> None:
         restarts=outcome.restarts,
         rollbacks=engine.position.rollbacks,
         mlflow_run_id=watch.run_id,
+        alarms=list(outcome.alarms),
+        guards=dict(outcome.values),
+        objections=list(outcome.beyond),
     )
     save_report("train", spec, report)
 
@@ -170,6 +174,8 @@ class Watch:
         self.spec, self.losses = spec, dict[str, float]()
         self._dataset = dataset
         self._progress = ProgressWriter(progress_key("train", spec))
+        self._latest: Progress | None = None
+        self._alarms: list[Alarm] = []
         self._background = ThreadPoolExecutor(1, thread_name_prefix="watch")
         counts = {
             name: sum(p.numel() for p in network.parameters()) for name, network in engine.model.networks().items()
@@ -193,11 +199,21 @@ class Watch:
             per_second=images_per_second,
             values=self.losses,
             message="" if f"{resolution}x" in engine.stage.name else f"{resolution}x{resolution}",
+            alarms=self._alarms,
         )
         self._progress(self._latest)
         rates = {"train/images_per_second": images_per_second, "train/stage": float(engine.position.stage)}
         values = {f"loss/{name}": value for name, value in losses.items()} | rates
         self._queue.log(values, engine.position.images)
+
+    def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
+        """To MLflow, beside the norms of the gradients; alarms go with the progress to the one who follows."""
+        watched = {f"guard/{name}": value for name, value in values.items()}
+        norms = {f"gradient_norm/{name}": value for name, value in engine.gradient_norms().items()}
+        self._queue.log(watched | norms, engine.position.images)
+        self._alarms = list(alarms)
+        if self._latest:
+            self._latest = self._latest.model_copy(update={"alarms": self._alarms})
 
     def samples(self, engine: Engine) -> None:
         """A grid from the same latents, or of the same held-out images, every time."""

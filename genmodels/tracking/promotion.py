@@ -11,6 +11,7 @@ from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
 from genmodels.tracking.registry import ModelVersion, Registry
 
+COLLAPSED = "mode_collapse"  # the guard of training whose objection nothing outweighs
 WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced
 REJECTED = "rejected"  # the verdict on a challenger that a person did not want
 FINAL = {WITHDRAWN, REJECTED}  # no rerun of these comes back by itself
@@ -173,8 +174,9 @@ def decide(
     champion: ModelVersion | None,
     champion_scores: EvaluationReport | None,
 ) -> Promotion:
-    """The rule. A challenger without a finite primary metric never becomes champion; without a champion any other
-    does; with one it must have been judged by the same protocol on the same data and be better beyond the noise."""
+    """The rule. A challenger that repeats itself never becomes champion, whatever its other numbers, and none without
+    a finite primary metric; without a champion any other does; with one it must have been judged by the same protocol
+    on the same data and be better beyond the noise."""
     metric = _primary(scores)
 
     def answer(promoted: bool, reason: str, other: Metric | None = None) -> Promotion:
@@ -189,6 +191,9 @@ def decide(
             champion_version=champion.version if champion else None,
         )
 
+    if COLLAPSED in challenger.tags.get("guard.objections", ""):
+        value = challenger.tags.get(f"guard.{COLLAPSED}", "too many")
+        return answer(False, f"It has collapsed: its images are {value} times closer together than real ones.")
     if scores is None or metric is None:
         return answer(False, "The challenger has no finite primary metric; evaluate it again.")
     if champion is None:

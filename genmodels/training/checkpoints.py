@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class Best(Record):
-    """Which checkpoint scored best; lower is better."""
+    """Which checkpoint of a stage scored best; lower is better."""
 
     key: str
     score: float
+    stage: str = ""
+
+
+class Good(Record):
+    """The newest checkpoint that no guard objected to."""
+
+    key: str
 
 
 class Checkpoints:
@@ -34,22 +41,25 @@ class Checkpoints:
     Args:
         store: where they lie.
         prefix: of the run, e.g. `runs/<run_key>`.
-        keep: how many of the newest to keep, besides the best.
+        keep: how many of the newest to keep, besides the best and the newest good one.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, keep: int):
         self._store, self._keep = store, keep
         self._folder = f"{prefix}/checkpoints/"
-        self._best_key = f"{prefix}/best.json"
+        self._best_key, self._good_key = f"{prefix}/best.json", f"{prefix}/good.json"
         self._uploading: threading.Thread | None = None
         self._failure: GenmodelsError | None = None
 
-    def save(self, state: dict[str, Any], images: int, score: float | None = None) -> bool:
-        """Copies the state and uploads it behind the caller's back; False if an upload is still under way."""
+    def save(
+        self, state: dict[str, Any], images: int, score: float | None = None, *, stage: str = "", good: bool = True
+    ) -> bool:
+        """Copies the state and uploads it behind the caller's back; False if an upload is still under way. Scores are
+        compared within a stage alone."""
         if self._uploading and self._uploading.is_alive():
             return False
         snapshot = _map_tensors(state, lambda tensor: tensor.detach().to("cpu", copy=True))
-        self._uploading = threading.Thread(target=self._upload, args=(snapshot, images, score), name="checkpoint")
+        self._uploading = threading.Thread(target=self._upload, args=(snapshot, images, score, stage, good))
         self._uploading.start()
         return True
 
@@ -63,7 +73,26 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, on the host; None if there is none. A damaged one is passed over."""
-        for key in reversed(self._keys()):
+        return self._first(reversed(self._keys()))
+
+    def good(self) -> dict[str, Any] | None:
+        """The newest one that no guard objected to, or one before it if that is damaged; None if there is none."""
+        good = self._store.get_record(self._good_key, Good)
+        return self._first(key for key in reversed(self._keys()) if good is None or key <= good.key)
+
+    def best(self, stage: str) -> dict[str, Any] | None:
+        """The one of the stage that scored best; None if none did, or if it is damaged."""
+        best = self._store.get_record(self._best_key, Best)
+        return self._first([best.key]) if best and best.stage == stage else None
+
+    def drop_after(self, images: int) -> None:
+        """Removes those with more images shown: training has gone back to before them."""
+        later = [key for key in self._keys() if key > self._key(images)]
+        best = self._store.get_record(self._best_key, Best)
+        self._store.delete([*later, *([self._best_key] if best and best.key in later else [])])
+
+    def _first(self, keys: Iterable[str]) -> dict[str, Any] | None:
+        for key in keys:
             try:
                 return self._load(key)
             except DataError as error:
@@ -79,18 +108,22 @@ class Checkpoints:
             except Exception as error:
                 raise DataError(f"The checkpoint {key} cannot be read ({error}); an earlier one is used.") from error
 
-    def _upload(self, snapshot: dict[str, Any], images: int, score: float | None) -> None:
-        key = f"{self._folder}{images:012d}.pt"
+    def _upload(self, snapshot: dict[str, Any], images: int, score: float | None, stage: str, good: bool) -> None:
+        key = self._key(images)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint.pt"
                 torch.save(snapshot, path)
                 self._store.upload(path, key)
             best = self._store.get_record(self._best_key, Best)
-            if score is not None and math.isfinite(score) and (best is None or score < best.score):
-                best = Best(key=key, score=score)
+            better = best is None or best.stage != stage or (score is not None and score < best.score)
+            if score is not None and math.isfinite(score) and better:
+                best = Best(key=key, score=score, stage=stage)
                 self._store.put_record(self._best_key, best)
-            kept = {*self._keys()[-self._keep :], *([best.key] if best else [])}
+            if good:
+                self._store.put_record(self._good_key, Good(key=key))
+            named = best, self._store.get_record(self._good_key, Good)
+            kept = {*self._keys()[-self._keep :], *(record.key for record in named if record)}
             self._store.delete([old for old in self._keys() if old not in kept])
             self._failure = None
         except OSError as error:
@@ -98,6 +131,9 @@ class Checkpoints:
         except GenmodelsError as error:
             log.warning("The checkpoint after %s images was not stored: %s", f"{images:,}", error)
             self._failure = error
+
+    def _key(self, images: int) -> str:
+        return f"{self._folder}{images:012d}.pt"
 
     def _keys(self) -> list[str]:
         return sorted(info.key for info in self._store.list(self._folder))

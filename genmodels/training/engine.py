@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from genmodels.errors import SpecError
 from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Update
@@ -26,6 +27,15 @@ from genmodels.training.workers import Workers
 
 MAX_TERMS = 16
 PREPROCESSING = -1
+
+Totals = dict[str, tuple[float, int]]
+"""Sum and number of each loss term's values, as update/term."""
+
+
+def means(totals: Totals, since: Totals) -> dict[str, float]:
+    """Mean of each loss term over the steps between two looks at the totals of a stage."""
+    changes = {name: (total, count, *since.get(name, (0.0, 0))) for name, (total, count) in totals.items()}
+    return {name: (total - t) / (count - c) for name, (total, count, t, c) in changes.items() if count > c}
 
 
 class Batches(Protocol):
@@ -74,7 +84,7 @@ class _Trained:
             update.parameters, adam.learning_rate, adam.betas, adam.eps, adam.weight_decay, fused=True
         )
         self.gradients = GradientAverager(update.parameters, workers, scalars=1 + MAX_TERMS)
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of the terms over all steps of the stage, in fp64
         self.counts: dict[str, int] = {}
 
 
@@ -140,7 +150,7 @@ class Engine:
         """
         position, stage = self.position, self.stage
         self.model.at(stage, position.images_in_stage)
-        whole = self._batches.batch(position.images)
+        whole = self.batches.batch(position.images)
         micros = self.training.accumulation
         parts = [self._preprocess(whole, micro, micros) for micro in range(micros)]
         for index, trained in enumerate(self._trained):
@@ -156,24 +166,43 @@ class Engine:
         Raises:
             NonFiniteLoss: if one of them was not finite.
         """
+        before, self._told = self._told, self.totals()
+        return means(self._told, before)
+
+    def totals(self) -> Totals:
+        """Sum and number of every loss term's values in this stage, in the mean over workers; waits for the device.
+
+        Raises:
+            NonFiniteLoss: if one of them was not finite.
+        """
         self._check_finite()
-        means = {}
-        for trained in self._trained:
-            for name, total in trained.sums.items():
-                means[f"{trained.update.name}/{name}"] = float(total) / trained.counts[name]
-            trained.sums, trained.counts = {}, {}
-        return means
+        return {
+            f"{trained.update.name}/{name}": (float(total), trained.counts[name])
+            for trained in self._trained
+            for name, total in trained.sums.items()
+        }
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Norm of the gradient that each update last stepped along, clipped if it was; waits for the device."""
+        gradients = {t.update.name: [p.grad for p in t.update.parameters if p.grad is not None] for t in self._trained}
+        return {name: float(get_total_norm(parts)) for name, parts in gradients.items() if parts}
 
     @contextmanager
-    def evaluating(self) -> Iterator[GenerativeModel]:
-        """The model in evaluation mode, with averaged weights where it keeps an average, and ready for it."""
+    def averaged(self) -> Iterator[GenerativeModel]:
+        """The model in evaluation mode, with averaged weights where it keeps an average."""
         self.model.eval()
         try:
             with self.average.in_place() if self.average else nullcontext():
-                self.model.prepare_evaluation()
                 yield self.model
         finally:
             self.model.train()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[GenerativeModel]:
+        """The same, prepared for evaluation."""
+        with self.averaged() as model:
+            model.prepare_evaluation()
+            yield model
 
     def state_dict(self) -> dict[str, Any]:
         """All that a continuation needs; tensors are the live ones. Waits for the device.
@@ -188,6 +217,8 @@ class Engine:
             "model": self.model.state_dict(),
             "average": self.average.average if self.average else {},
             "optimizers": {t.update.name: t.optimizer.state_dict() for t in self._trained},
+            "sums": {t.update.name: dict(t.sums) for t in self._trained},
+            "counts": {t.update.name: dict(t.counts) for t in self._trained},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,7 +229,11 @@ class Engine:
         self.update_counts = dict(state["update_counts"])
         self._begin_stage(Position(**state["position"]))
         for trained in self._trained:
-            trained.optimizer.load_state_dict(state["optimizers"][trained.update.name])
+            name = trained.update.name
+            trained.optimizer.load_state_dict(state["optimizers"][name])
+            trained.sums = {term: total.to(self.device) for term, total in state["sums"][name].items()}
+            trained.counts = dict(state["counts"][name])
+        self._told = self.totals()
 
     def disturb(self, rollbacks: int) -> None:
         """Changes all noise from here on: the same step must not meet the same non-finite loss again."""
@@ -207,8 +242,9 @@ class Engine:
     def _begin_stage(self, position: Position) -> None:
         self.position = position
         self.model.at(self.stage, position.images_in_stage)
-        self._batches = self._batches_of(self.stage)
+        self.batches = self._batches_of(self.stage)
         self._trained = [_Trained(update, self.workers.size) for update in self.model.updates(self.stage)]
+        self._told: Totals = {}
 
     def _advance(self, stage: Stage) -> None:
         shown = stage.batch_images
@@ -265,12 +301,12 @@ class Engine:
                     total.backward(inputs=update.parameters)
         means = gradients.scalars[: len(sums)]
         for name, value in zip(sums, means.clone().unbind(), strict=True):
-            trained.sums[name] = trained.sums[name] + value if name in trained.sums else value
+            trained.sums[name] = trained.sums[name] + value if name in trained.sums else value.double()
             trained.counts[name] = trained.counts.get(name, 0) + 1
         if self.device.type == "cpu":  # Looking is free where the device is the host; elsewhere it waits for a read.
             self._check_finite()
         if self.training.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(update.parameters, self.training.gradient_clip)
+            clip_grad_norm_(update.parameters, self.training.gradient_clip)
         rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)
         for group in trained.optimizer.param_groups:
             group["lr"] = rate

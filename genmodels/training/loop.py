@@ -1,18 +1,22 @@
-"""The loop around the engine: reports, samples, checkpoints, and what happens when a loss is not finite.
+"""The loop around the engine: reports, samples, checkpoints, guards, and what is done when a guard raises an alarm.
 
 Only the first worker reports, samples and saves; the others meet it again in the next gradient average.
 """
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from genmodels.errors import DivergedError, GenmodelsError
+from genmodels.spec import Alarm
 from genmodels.training.checkpoints import Checkpoints
 from genmodels.training.engine import Engine, NonFiniteLoss
+from genmodels.training.guards import Guards
 
 GRIDS_PER_RUN = 20
+log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -27,36 +31,45 @@ class Observer(Protocol):
         ...
 
     def score(self, engine: Engine) -> float | None:
-        """Called at every checkpoint; of all checkpoints the one with the lowest score is kept as the best."""
+        """Called at every checkpoint; of a stage's the one with the lowest score is kept as the best."""
+        ...
+
+    def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
+        """Called after every look with what the guards measured, and with all alarms of the training so far; and when
+        a loss was not finite."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop knows of a finished training. `first_step_time` is in seconds since the epoch."""
+    """What the loop knows of a finished training. `first_step_time` is in seconds since the epoch; `values` and
+    `beyond` are what the guards measured of the weights that it ends with, and which of them object."""
 
     seconds: float
     restarts: int
     first_step_time: float
+    alarms: Sequence[Alarm]
+    values: Mapping[str, float]
+    beyond: Sequence[str]
 
 
 def train(engine: Engine, checkpoints: Checkpoints | None = None, observer: Observer | None = None) -> Outcome:
-    """Trains to the end, from the newest checkpoint if there is one.
+    """Trains to the end, or until a guard stops it, from the newest checkpoint if there is one.
 
     Raises:
-        DivergedError: if a loss was not finite more than `max_rollbacks` times.
+        DivergedError: if alarms asked for more than `max_rollbacks` returns to a checkpoint, or for a stop before the
+            last stage.
     """
     loop = _Loop(engine, checkpoints, observer if engine.workers.rank == 0 else None)
     loop.restore()
     if loop.observer and engine.position.images == 0:
         loop.observer.samples(engine)
-    while not engine.finished:
+    while not engine.finished and not loop.stopped:
         try:
             loop.step()
         except NonFiniteLoss as error:
-            loop.roll_back(error)
-    loop.finish()
-    return Outcome(loop.seconds, loop.restarts, loop.first_step_time)
+            loop.heed([loop.guards.not_finite(error)], cause=error)
+    return loop.finish()
 
 
 class _Loop:
@@ -67,6 +80,7 @@ class _Loop:
         self.saved = self.logged = time.monotonic()
         self.images_logged = self.restarts = 0
         self.first_step_time = 0.0
+        self.guards, self.alarms, self.stopped = Guards(engine), list[Alarm](), False
 
     @property
     def seconds(self) -> float:
@@ -75,7 +89,8 @@ class _Loop:
     def restore(self) -> None:
         state = self.checkpoints.latest() if self.checkpoints else None
         if state is not None:
-            self.engine.load_state_dict(state["engine"])
+            self._load(state)
+            self.alarms = [Alarm.model_validate(alarm) for alarm in state["alarms"]]
             self.seconds_before, self.started = state["seconds"], time.monotonic()
             self.restarts = state["restarts"] + 1
         elif self.checkpoints:
@@ -91,6 +106,8 @@ class _Loop:
             self.report(now)
         if self.observer and before.images // self.sample_every < engine.position.images // self.sample_every:
             self.observer.samples(engine)
+        if self.guards.is_due(before):
+            self.heed(self.guards.look())
         if now - self.saved >= engine.training.checkpoint_seconds or before.stage != engine.position.stage:
             self.save()
 
@@ -101,31 +118,86 @@ class _Loop:
         self.logged, self.images_logged = now, self.engine.position.images
 
     def save(self) -> None:
-        if self.checkpoints and self.engine.workers.rank == 0:
-            score = self.observer.score(self.engine) if self.observer else None
-            state = {"engine": self.engine.state_dict(), "seconds": self.seconds, "restarts": self.restarts}
-            if self.checkpoints.save(state, self.engine.position.images, score):
+        engine = self.engine
+        if self.checkpoints and engine.workers.rank == 0:
+            score = self.observer.score(engine) if self.observer else None
+            state = {
+                "engine": engine.state_dict(),
+                "guards": self.guards.state_dict(),
+                "alarms": [alarm.model_dump() for alarm in self.alarms],
+                "seconds": self.seconds,
+                "restarts": self.restarts,
+            }
+            named = {"stage": engine.stage.name, "good": self.guards.calm}
+            if self.checkpoints.save(state, engine.position.images, score, **named):
                 self.saved = time.monotonic()
 
-    def roll_back(self, error: NonFiniteLoss) -> None:
+    def heed(self, alarms: Sequence[Alarm], cause: Exception | None = None) -> None:
+        """Tells of the alarms, and does what the most drastic of them asks for."""
+        self.alarms += alarms
+        for alarm in alarms:
+            log.warning("%s; %s", alarm.message, alarm.action.replace("_", " "))
+        if self.observer:
+            self.observer.looked(self.engine, self.guards.values, self.alarms)
+        for action, act in (("stop", self.stop), ("roll_back", self.roll_back)):
+            if asking := next((alarm for alarm in alarms if alarm.action == action), None):
+                act(asking, cause)
+                break
+
+    def stop(self, alarm: Alarm, cause: Exception | None) -> None:
+        """Ends training with the best weights of the stage, if that is the last one."""
+        if self.engine.stage is not self.engine.stages[-1]:
+            raise DivergedError(
+                f"{alarm.message} in stage {self.engine.stage.name}, and no stage before the last makes a whole model; "
+                "change the settings, or let the guard warn or roll back."
+            ) from cause
+        self._wait_for_checkpoints()
+        if state := self.checkpoints.best(self.engine.stage.name) if self.checkpoints else None:
+            self._load(state)
+        elif cause:
+            raise DivergedError(f"{alarm.message}, and there is no checkpoint to keep instead.") from cause
+        self.stopped = True
+
+    def roll_back(self, alarm: Alarm, cause: Exception | None) -> None:
+        """Goes back to the last weights that no guard objected to, and on with other noise."""
         rollbacks = self.engine.position.rollbacks + 1
         limit = self.engine.training.max_rollbacks
         if self.checkpoints is None or rollbacks > limit:
             raise DivergedError(
-                f"{error}, and falling back to the last good checkpoint {rollbacks - 1} times (of at most {limit}) "
-                "did not help; lower the learning rate or look at the data."
-            ) from error
-        if self.engine.workers.rank == 0:
-            self.checkpoints.wait()
-        self.engine.workers.barrier()
-        state = self.checkpoints.latest()
+                f"{alarm.message}, and falling back to the last good checkpoint {rollbacks - 1} times (of at most "
+                f"{limit}) did not help; lower the learning rate or look at the data."
+            ) from cause
+        self._wait_for_checkpoints()
+        state = self.checkpoints.good()
         if state is None:
-            raise GenmodelsError(f"{error}, and there is no checkpoint to fall back to.") from error
-        self.engine.load_state_dict(state["engine"])
+            raise GenmodelsError(f"{alarm.message}, and there is no checkpoint to fall back to.") from cause
+        self._load(state)
+        if self.engine.workers.rank == 0:
+            self.checkpoints.drop_after(self.engine.position.images)
         self.engine.disturb(rollbacks)
 
-    def finish(self) -> None:
-        if self.observer:
-            self.report(time.monotonic())
+    def _wait_for_checkpoints(self) -> None:
         if self.checkpoints and self.engine.workers.rank == 0:
             self.checkpoints.wait()
+        self.engine.workers.barrier()
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.engine.load_state_dict(state["engine"])
+        self.guards.load_state_dict(state["guards"])
+
+    def finish(self) -> Outcome:
+        if self.observer:
+            self.report(time.monotonic())
+        self.guards.final_look()
+        if self.observer:
+            self.observer.looked(self.engine, self.guards.values, self.alarms)
+        if self.checkpoints and self.engine.workers.rank == 0:
+            self.checkpoints.wait()
+        return Outcome(
+            seconds=self.seconds,
+            restarts=self.restarts,
+            first_step_time=self.first_step_time,
+            alarms=self.alarms,
+            values=self.guards.values,
+            beyond=self.guards.beyond,
+        )

@@ -70,3 +70,38 @@ def test_shards_read_as_one_array():
 def test_a_missing_column_is_named():
     with pytest.raises(DataError, match="no column 'image@8'"):
         Loader(numbered(4), {"image": Input("image", resolution=8)}, 2, seed=0)
+
+
+def unequal() -> Dataset:
+    """Rows 0 to 9 are of class 7, 10 to 12 of class 2, and 13 and 14 of class 5."""
+    labels = np.repeat([7, 2, 5], [10, 3, 2])
+    images = np.arange(15, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 4, 4), np.uint8)
+    return Dataset.from_arrays({"train": {"image@4": images, "label": labels}})
+
+
+def test_balanced_classes_take_turns_and_go_through_all_their_rows():
+    loader = Loader(unequal(), INPUTS, 6, seed=1, balanced=True)
+    batches = [loader.batch(position) for position in range(0, 90, 6)]
+    shown = torch.cat([batch["label"] for batch in batches]).tolist()
+    rows = torch.cat([batch["image"][:, 0, 0, 0] for batch in batches]).tolist()
+    turns = [shown[3 * turn : 3 * turn + 3] for turn in range(30)]
+    assert all(sorted(turn) == [2, 5, 7] for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 4, "in any order"
+    for label, own in ((7, range(10)), (2, range(10, 13)), (5, range(13, 15))):
+        of_class = [row for row, shown_label in zip(rows, shown, strict=True) if shown_label == label]
+        for epoch in range(30 // len(own)):
+            assert sorted(of_class[len(own) * epoch : len(own) * (epoch + 1)]) == list(own)
+
+
+def test_balanced_batches_depend_on_their_position_alone_and_are_shared_out():
+    whole = Loader(unequal(), INPUTS, 4, seed=3, balanced=True)
+    expected = [whole.batch(position)["image"] for position in range(0, 60, 4)]
+    assert torch.equal(Loader(unequal(), INPUTS, 4, seed=3, balanced=True).batch(40)["image"], expected[10])
+    halves = [Loader(unequal(), INPUTS, 4, seed=3, rank=rank, size=2, balanced=True) for rank in range(2)]
+    assert torch.equal(torch.cat([half.batch(8)["image"] for half in halves]), expected[2])
+
+
+def test_without_labels_there_is_nothing_to_balance():
+    data = Dataset.from_arrays({"train": {"image@4": np.zeros((4, 1, 4, 4), np.uint8)}})
+    with pytest.raises(DataError, match="no labels to balance"):
+        Loader(data, {"image": INPUTS["image"]}, 2, seed=0, balanced=True)

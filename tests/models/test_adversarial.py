@@ -1,11 +1,19 @@
 """The terms that a config's adversarial settings make, their order, their weights, and when they are due."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from drawing import draws
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from genmodels.data.loader import Loader
+from genmodels.models import build
 from genmodels.models.adversarial import Adversarial, AdversarialConfig, shifted
+from genmodels.models.base import DataInfo, Input
+from genmodels.training.bench import random_data
+from genmodels.training.engine import Engine
 
 WEIGHT = torch.tensor([3.0, 4.0]).view(2, 1, 1)
 REAL = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0))
@@ -27,7 +35,7 @@ def terms(step: int = 0, **settings) -> dict[str, tuple[float, float]]:
 def test_the_gradient_penalties_of_a_linear_critic(loss, target, penalty):
     """|gradient| is 5: (5 / target - 1)^2, of WGAN-LP only if it is above the target."""
     made = terms(adversarial_loss=loss, gradient_penalty_weight=7.0, gradient_penalty_target=target)
-    assert list(made) == ["adversarial", "gradient_penalty"]
+    assert list(made) == ["adversarial", "gradient_penalty"], "a critic has no decision to be judged by"
     assert made["gradient_penalty"] == (7.0, pytest.approx(penalty, abs=1e-5))
 
 
@@ -36,7 +44,91 @@ def test_lazy_penalties_are_due_every_so_many_steps_with_as_much_weight():
     settings = {"r1_gamma": 2.0, "r2_gamma": 3.0, "r1_interval_steps": 4}
     assert terms(step=8, **settings)["r1"] == (8.0, pytest.approx(12.5))
     assert terms(step=8, **settings)["r2"] == (12.0, pytest.approx(12.5))
-    assert list(terms(step=9, **settings)) == ["adversarial"]
+    assert list(terms(step=9, **settings)) == ["adversarial", "separation"]
+
+
+def test_a_lazy_gradient_penalty_is_due_every_so_many_steps_with_as_much_weight():
+    """(5 / 10 - 1)^2 with weight 7 x 3 in every third step."""
+    settings = {"adversarial_loss": "wgan_gp", "gradient_penalty_weight": 7.0, "gradient_penalty_target": 10.0}
+    lazy = {"gradient_penalty_interval_steps": 3}
+    assert terms(step=6, **settings, **lazy)["gradient_penalty"] == (21.0, pytest.approx(0.25, abs=1e-5))
+    assert list(terms(step=7, **settings, **lazy)) == ["adversarial"]
+    eager, sometimes = (Adversarial(AdversarialConfig(resolution=1, **each)) for each in (settings, settings | lazy))
+    assert eager.least_judging() - sometimes.least_judging() == 6 * (1 - 1 / 3), "what `bench` takes for necessary"
+
+
+@pytest.mark.parametrize(("name", "share"), [("hinge", 2 / 3), ("lsgan", 2 / 3), ("relativistic_average", 2 / 3)])
+def test_separation_is_the_share_of_pairs_that_are_told_apart(name, share):
+    """Of logits 3, 1, 2 for real images and 0, 2, 1 for fakes, beside each other; the second pair is wrong."""
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name))
+    logits = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 1.0])
+    weight, term = game.discriminator_terms(linear, REAL, FAKE, *logits, draws())["separation"]
+    assert (weight, term.item()) == (0.0, pytest.approx(share))
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"), [("hinge", 0.1, -0.1), ("lsgan", 0.6, 0.4), ("relativistic_average", 5.1, 4.9)]
+)
+def test_augmentation_grows_while_more_real_images_are_taken_to_be_real_than_asked_for(name, right, wrong):
+    """Fakes are judged 5, which matters to a relativistic discriminator alone; it takes four batches of 2 images, of 40
+    for the whole way, to move by 8 / 40."""
+    settings = {"augmentations": ("color",), "augmentation_target": 0.6, "augmentation_ramp_images": 40}
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name, **settings))
+    seen = []
+    for logit in [right] * 8 + [wrong] * 4:
+        logits = torch.full((2,), logit), torch.full((2,), 5.0)
+        made = game.discriminator_terms(linear, REAL, FAKE, *logits, draws())
+        seen.append(round(made["augmentation_probability"][1].item(), 6))
+    assert seen == [0.0] * 4 + [0.2] * 4 + [0.4] * 4
+    assert game.augmentation.probability.item() == pytest.approx(0.2)
+
+
+def test_both_sides_see_augmented_images():
+    """Cut out of ones, at most a quarter is 0; nothing else changes, and nothing at all without augmentations."""
+    ones, context = torch.ones(64, 1, 8, 8), draws()
+    game = Adversarial(AdversarialConfig(resolution=8, augmentations=("cutout",)))
+    left = game.augmented(ones, context).sum((1, 2, 3))
+    assert left.min() == 48
+    assert 48 < left.mean() < 64
+    assert Adversarial(AdversarialConfig(resolution=8)).augmented(ones, context) is ones
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"augmentation_target": 0.6}, "nothing to steer"),
+        ({"augmentation_target": 0.6, "augmentations": ("color",), "adversarial_loss": "wgan_gp"}, "wgan_gp has not"),
+        ({"augmentations": ("colour",)}, "Input should be 'color'"),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused(settings, reason):
+    with pytest.raises(ValidationError, match=reason):
+        AdversarialConfig(resolution=1, **settings)
+
+
+def test_a_resumed_run_goes_on_with_the_same_augmentation(tmp_path: Path):
+    """The state of the control is part of the model's: four of the nine steps are made in another process."""
+    config = {"resolution": 4, "latent": 4, "generator_units": 8, "discriminator_units": 4, "batch_images": 8}
+    config |= {"augmentations": ("translation", "color"), "augmentation_target": 0.1, "augmentation_ramp_images": 1_000}
+
+    def started() -> Engine:
+        data = random_data({"image": Input(resolution=4)}, channels=1, classes=0)
+        model = build("gan", config, DataInfo(channels=1), seed=0)
+        model.get_buffer("adversarial.augmentation.probability").fill_(0.5)
+        return Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))
+
+    whole, first, second = started(), started(), started()
+    for _ in range(9):
+        whole.step()
+    for _ in range(5):
+        first.step()
+    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
+    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    for _ in range(4):
+        second.step()
+    state = whole.model.state_dict()
+    assert 0 < state["adversarial.augmentation.probability"] < 1
+    assert all(torch.equal(value, state[name]) for name, value in second.model.state_dict().items())
 
 
 def test_r1_looks_at_real_images_and_r2_at_fakes():
@@ -61,7 +153,7 @@ def test_drift_and_consistency():
 def test_a_relativistic_generator_compares_with_the_real_images_of_its_step():
     game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss="relativistic_average"))
     fake = FAKE.clone().requires_grad_()
-    loss = game.generator_loss(linear, REAL, linear(fake))
+    loss = game.generator_loss(linear, REAL, linear(fake), draws())
     torch.testing.assert_close(loss, game.loss.discriminator(linear(FAKE), linear(REAL)))
     (slope,) = torch.autograd.grad(loss, fake)
     assert (slope.flatten(1) @ WEIGHT.flatten() < 0).all()

@@ -23,6 +23,15 @@ def test_a_spec_is_whole_and_its_key_waits_for_the_data():
     assert len(spec.with_dataset("d" * 64).run_key) == 64
 
 
+def test_dots_lead_into_groups_of_settings():
+    spec = resolve(
+        "gan", "digits", overrides=["training.guards.mode_collapse.action=warn", "training.guards.warm_up=0"]
+    )
+    guards = spec.training.guards
+    assert (guards.mode_collapse.action, guards.warm_up) == ("warn", 0.0)
+    assert guards.mode_collapse.threshold == 10.0, "the default"
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -31,6 +40,9 @@ def test_a_spec_is_whole_and_its_key_waits_for_the_data():
         ({"seed": 1}, False),
         ({"overrides": ["learning_rate=0.002"]}, False),
         ({"overrides": ["training.precision=bf16"]}, False),
+        ({"overrides": ["training.guards.oscillation.threshold=3"]}, True),  # it only warns
+        ({"overrides": ["training.guards.mode_collapse.threshold=3"]}, False),
+        ({"overrides": ["training.balanced_classes=true"]}, False),
     ],
 )
 def test_the_run_key_changes_with_what_changes_the_weights(change: dict[str, object], same: bool):
@@ -71,6 +83,10 @@ print(json.dumps(loaded))
         (("progressive_gan", "digits", "dmeo"), "Unknown preset of progressive_gan 'dmeo'; did you mean demo"),
         (("progressive_gan", "digits", "demo", ["resoluton=8"]), "'resoluton'; did you mean resolution"),
         (("progressive_gan", "digits", "demo", ["training.precisoin=1"]), "'precisoin'; did you mean precision"),
+        (("gan", "digits", "demo", ["training.guards.mode_colapse.looks=1"]), "mean guards.mode_collapse.looks"),
+        (("progressive_gan", "digits", "demo", ["training.guards.divergence.action=warn"]), "take stop or roll_back"),
+        (("progressive_gan", "digits", "demo", ["training.seed.x=1"]), "Unknown setting of training 'seed.x'"),
+        (("cyclegan", "photos", "demo", ["training.balanced_classes=true"]), "balanced_classes needs labels"),
         (("progressive_gan", "digits", "demo", ["resolution=9"]), "'resolution' cannot be 9: 9 is not a power of two"),
         (("progressive_gan", "digits", "demo", ["learning_rate=-1"]), "'learning_rate' cannot be -1"),
         (("progressive_gan", "digits", "demo", ["learning_rate"]), "key=value, not 'learning_rate'"),

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from finished_run import evaluated, prepared
@@ -46,6 +47,20 @@ def test_the_first_one_is_champion():
     assert decision.promoted
     assert decision.champion is None
     assert "There was no champion" in decision.reason
+
+
+@pytest.mark.parametrize("champion", [None, scores(100.0, 99.0, 101.0)])
+def test_a_collapsed_model_is_refused_whatever_its_other_numbers(champion: EvaluationReport | None):
+    """With the best score, and even where there is no champion; another guard's objection is no reason."""
+    tags = {"guard.objections": "mode_collapse, oscillation", "guard.mode_collapse": "87.3"}
+    collapsed, oscillating = (
+        replace(version(2), tags=tags),
+        replace(version(2), tags={"guard.objections": "oscillation"}),
+    )
+    decision = decide(collapsed, scores(1.0, 0.9, 1.1), champion and version(1), champion)
+    assert not decision.promoted
+    assert decision.reason == "It has collapsed: its images are 87.3 times closer together than real ones."
+    assert decide(oscillating, scores(1.0, 0.9, 1.1), champion and version(1), champion).promoted
 
 
 @pytest.mark.parametrize(

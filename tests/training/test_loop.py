@@ -1,12 +1,13 @@
 """The loop on a real object store: checkpoints that survive, are pruned and passed over, and rollbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from toy import Toy, engine, flat
 
 from genmodels.errors import DivergedError
+from genmodels.spec import Alarm
 from genmodels.storage.objects import store
 from genmodels.training.checkpoints import Best, Checkpoints
 from genmodels.training.engine import Engine
@@ -37,6 +38,9 @@ class Notes:
             self.saved_before.wait()
         if self.stop_after_images is not None and engine.position.images >= self.stop_after_images:
             raise Interrupted
+
+    def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
+        self.alarms = list(alarms)
 
     def score(self, engine: Engine) -> float | None:
         return abs(engine.position.images - 160.0)
@@ -69,7 +73,7 @@ def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints):
     train(engine(), checkpoints, Notes())
     run = engine()
     for images in (100, 160, 200, 240, 320):
-        checkpoints.save({"engine": run.state_dict(), "seconds": 1.0, "restarts": 0}, images, abs(images - 160.0))
+        checkpoints.save({"engine": run.state_dict()}, images, abs(images - 160.0))
         checkpoints.wait()
     assert objects(checkpoints) == [f"{images:012d}.pt" for images in (160, 240, 320)]
     assert store().get_record(checkpoints._best_key, Best) == Best(key=f"{checkpoints._folder}{160:012d}.pt", score=0.0)

@@ -100,6 +100,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"batch_images": 8, "adversarial_loss": "wgan_lp", "r1_gamma": 1.0, "r1_interval_steps": 1}
         | {"discriminator_steps": 2},
     ),
+    "dcgan-augmentations": (
+        "dcgan",
+        SMALL_DCGAN | {"batch_images": 8, "augmentations": ("color", "translation", "cutout")},
+    ),
     "infogan": ("infogan", SMALL_INFOGAN | {"batch_images": 8}),
     "flow-glow": ("flow", SMALL_FLOW),
     "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
