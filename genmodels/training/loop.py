@@ -6,7 +6,9 @@ Only the first worker reports, samples and saves; the others meet it again in th
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from genmodels.errors import DivergedError, GenmodelsError
 from genmodels.training.checkpoints import Checkpoints
@@ -73,7 +75,7 @@ class _Loop:
         return self.seconds_before + time.monotonic() - self.started
 
     def restore(self) -> None:
-        state = self.checkpoints.latest() if self.checkpoints else None
+        state = self.newest_checkpoint()
         if state is not None:
             self.engine.load_state_dict(state["engine"])
             self.seconds_before, self.started = state["seconds"], time.monotonic()
@@ -81,6 +83,19 @@ class _Loop:
         elif self.checkpoints:
             self.save()
         self.images_logged = self.engine.position.images
+
+    def newest_checkpoint(self) -> dict[str, Any] | None:
+        """The one that the first worker finds. The others do not look for themselves: what is newest, or whole, may
+        have changed a moment later, and workers that go on from different places would average what does not belong
+        together."""
+        if self.checkpoints is None:
+            return None
+        workers = self.engine.workers
+        state = self.checkpoints.latest() if workers.rank == 0 else None
+        found = torch.tensor([state["engine"]["position"]["images"] if state else -1], device=self.engine.device)
+        workers.broadcast([found])
+        images = int(found)
+        return self.checkpoints.at(images) if workers.rank != 0 and images >= 0 else state
 
     def step(self) -> None:
         engine, before = self.engine, self.engine.position
@@ -117,8 +132,7 @@ class _Loop:
             ) from error
         if self.engine.workers.rank == 0:
             self.checkpoints.wait()
-        self.engine.workers.barrier()
-        state = self.checkpoints.latest()
+        state = self.newest_checkpoint()
         if state is None:
             raise GenmodelsError(f"{error}, and there is no checkpoint to fall back to.") from error
         self.engine.load_state_dict(state["engine"])
