@@ -94,6 +94,12 @@ class TrainingSpec(Record):
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept besides the best")
     log_seconds: float = Field(default=2.0, gt=0, description="time between progress reports")
     sample_images: int = Field(default=0, ge=0, description="images shown between sample grids; 0 makes 20 grids a run")
+    min_workers: int | None = Field(
+        default=None, ge=1, description="go on with as few as these while machines are missing; else all are waited for"
+    )
+    silence_seconds: float = Field(
+        default=120.0, gt=0, description="a worker that the others have waited for so long is taken for lost"
+    )
 
     def numerics(self) -> dict[str, Any]:
         """The fields that change the weights, and so belong to the run's key."""

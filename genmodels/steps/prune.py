@@ -23,7 +23,7 @@ from genmodels.storage.objects import ObjectInfo, ObjectStore, store
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import MissingEntity
 
-CHECKPOINT = re.compile(r"runs/([0-9a-f]{64})/checkpoints/.*")
+CHECKPOINT = re.compile(r"runs/([0-9a-f]{64})/(?:checkpoints|ray)/.*")  # what Ray itself keeps of a training as well
 RAW = re.compile(r"raw/([0-9a-f]{64})")
 DATASET = re.compile(r"(datasets/[^/]+/[0-9a-f]{64})/.*")
 MODEL = re.compile(r"mlflow/\d+/models/(m-[0-9a-f]+)/.*")

@@ -69,8 +69,12 @@ def resolve(
         raise _sentence(error, "value") from None
     with torch.device("meta"):
         stages = MODELS[model](config, DataInfo(entry.channels, entry.classes)).stages()
+    fewest = training.min_workers or workers
+    if fewest > workers:
+        raise SpecError(f"The setting of training 'min_workers' cannot be {fewest}: the run has {workers} workers.")
     for stage in stages:
-        check_batch(stage, spec.workers, training.accumulation)
+        for size in range(fewest, workers + 1):
+            check_batch(stage, size, training.accumulation)
     return spec
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,8 @@ from genmodels.training.engine import Engine
 from genmodels.training.loop import train as train_engine
 from genmodels.training.workers import Workers
 
+log = logging.getLogger(__name__)
+
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
 SCORE_IMAGES = 256
@@ -72,7 +75,7 @@ def train(spec: RunSpec, *, ray: bool = False) -> TrainReport:
     if ray:
         from genmodels.training.on_ray import run_workers
 
-        run_workers(work, task, workers=spec.workers, settings=settings())
+        run_workers(work, task, workers=spec.workers, training=spec.training, settings=settings())
         if failure := read_failure("train", spec):
             raise failure.error()
     else:
@@ -202,7 +205,11 @@ class Watch:
             alarms=self._alarms,
         )
         self._progress(self._latest)
-        rates = {"train/images_per_second": images_per_second, "train/stage": float(engine.position.stage)}
+        rates = {
+            "train/images_per_second": images_per_second,
+            "train/stage": float(engine.position.stage),
+            "train/workers": float(engine.workers.size),
+        }
         values = {f"loss/{name}": value for name, value in losses.items()} | rates
         self._queue.log(values, engine.position.images)
 
@@ -220,6 +227,7 @@ class Watch:
         with engine.evaluating() as model, torch.no_grad():
             sheet = _sheet(model, self._held_out(engine))
         images = engine.position.images
+        self._queue.image("samples", sheet, images)
         self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
@@ -243,8 +251,11 @@ class Watch:
     def _store_grid(self, sheet: np.ndarray, images: int) -> None:
         png = io.BytesIO()
         Image.fromarray(sheet.squeeze()).save(png, "PNG")
-        store().put(f"{folder('train', self.spec)}/samples/{images:012d}.png", png.getvalue(), content_type="image/png")
-        self._queue.image("samples", sheet, images)
+        key = f"{folder('train', self.spec)}/samples/{images:012d}.png"
+        try:
+            store().put(key, png.getvalue(), content_type="image/png")
+        except GenmodelsError as error:
+            log.warning("The samples after %s images are in MLflow alone: %s", f"{images:,}", error)
 
     def _held_out(self, engine: Engine) -> dict[str, torch.Tensor]:
         """Held-out images by domain, at the present resolution, in [-1, 1]; the only domain of an image set is ''."""

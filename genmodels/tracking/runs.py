@@ -305,10 +305,15 @@ class MetricsQueue:
         if not IMAGE_NAME.fullmatch(key):
             raise ValueError(f"{key!r} cannot be a picture's name; it takes letters, digits, space and _ - . /")
         name = f"{uuid.uuid4().hex}.png"
-        if isinstance(image, np.ndarray):
-            Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(self.folder / name)
-        else:
-            shutil.copyfile(image, self.folder / name)
+        try:
+            if isinstance(image, np.ndarray):
+                Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(self.folder / name)
+            else:
+                shutil.copyfile(image, self.folder / name)
+        except OSError as error:
+            (self.folder / name).unlink(missing_ok=True)
+            log.warning("A picture is lost: %s", error)
+            return
         self._append([Entry(_milliseconds(), images_shown, f"images/{key.replace('/', '~')}", file=name)])
 
     def close(self, status: RunStatus = "FINISHED", timeout_seconds: float = 60.0) -> None:

@@ -99,6 +99,10 @@ class Checkpoints:
                 log.warning("Passing over a checkpoint: %s", error)
         return None
 
+    def at(self, images: int) -> dict[str, Any]:
+        """The checkpoint after so many images shown, on the host. Raises MissingObject, DataError if it is damaged."""
+        return self._load(self._key(images))
+
     def _load(self, key: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint.pt"
@@ -126,11 +130,13 @@ class Checkpoints:
             kept = {*self._keys()[-self._keep :], *(record.key for record in named if record)}
             self._store.delete([old for old in self._keys() if old not in kept])
             self._failure = None
-        except OSError as error:
-            self._failure = DataError(f"The checkpoint {key} could not be written ({error}); free some disk space.")
+        except (OSError, RuntimeError) as error:  # torch's writer knows no OSError
+            reason = str(error).splitlines()[0]
+            self._failure = DataError(f"The checkpoint {key} could not be written ({reason}); free some disk space.")
         except GenmodelsError as error:
-            log.warning("The checkpoint after %s images was not stored: %s", f"{images:,}", error)
             self._failure = error
+        if self._failure:
+            log.warning("The checkpoint after %s images was not stored: %s", f"{images:,}", self._failure)
 
     def _key(self, images: int) -> str:
         return f"{self._folder}{images:012d}.pt"

@@ -5,9 +5,12 @@ Only the first worker reports, samples and saves; the others meet it again in th
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+
+import torch
 
 from genmodels.errors import DivergedError, GenmodelsError
 from genmodels.spec import Alarm
@@ -87,7 +90,7 @@ class _Loop:
         return self.seconds_before + time.monotonic() - self.started
 
     def restore(self) -> None:
-        state = self.checkpoints.latest() if self.checkpoints else None
+        state = self.agreed(self.checkpoints.latest) if self.checkpoints else None
         if state is not None:
             self._load(state)
             self.alarms = [Alarm.model_validate(alarm) for alarm in state["alarms"]]
@@ -96,6 +99,20 @@ class _Loop:
         elif self.checkpoints:
             self.save()
         self.images_logged = self.engine.position.images
+
+    def agreed(self, find: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """The checkpoint that the first worker finds, all that are on their way counted. The others do not look for
+        themselves: what is newest, or whole, may have changed a moment later, and workers that go on from different
+        places would average what does not belong together."""
+        assert self.checkpoints
+        workers, state = self.engine.workers, None
+        if workers.rank == 0:
+            self.checkpoints.wait()
+            state = find()
+        found = torch.tensor([state["engine"]["position"]["images"] if state else -1], device=self.engine.device)
+        workers.broadcast([found])
+        images = int(found)
+        return self.checkpoints.at(images) if workers.rank != 0 and images >= 0 else state
 
     def step(self) -> None:
         engine, before = self.engine, self.engine.position
@@ -151,8 +168,8 @@ class _Loop:
                 f"{alarm.message} in stage {self.engine.stage.name}, and no stage before the last makes a whole model; "
                 "change the settings, or let the guard warn or roll back."
             ) from cause
-        self._wait_for_checkpoints()
-        if state := self.checkpoints.best(self.engine.stage.name) if self.checkpoints else None:
+        stage = self.engine.stage.name
+        if state := self.agreed(partial(self.checkpoints.best, stage)) if self.checkpoints else None:
             self._load(state)
         elif cause:
             raise DivergedError(f"{alarm.message}, and there is no checkpoint to keep instead.") from cause
@@ -167,19 +184,13 @@ class _Loop:
                 f"{alarm.message}, and falling back to the last good checkpoint {rollbacks - 1} times (of at most "
                 f"{limit}) did not help; lower the learning rate or look at the data."
             ) from cause
-        self._wait_for_checkpoints()
-        state = self.checkpoints.good()
+        state = self.agreed(self.checkpoints.good)
         if state is None:
             raise GenmodelsError(f"{alarm.message}, and there is no checkpoint to fall back to.") from cause
         self._load(state)
         if self.engine.workers.rank == 0:
             self.checkpoints.drop_after(self.engine.position.images)
         self.engine.disturb(rollbacks)
-
-    def _wait_for_checkpoints(self) -> None:
-        if self.checkpoints and self.engine.workers.rank == 0:
-            self.checkpoints.wait()
-        self.engine.workers.barrier()
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.engine.load_state_dict(state["engine"])

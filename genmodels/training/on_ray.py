@@ -5,31 +5,41 @@ keeps its own. Ray places the workers, forms the process group, and starts the g
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pyarrow.fs
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from genmodels.errors import SpecError, UnavailableError
 from genmodels.settings import Settings
+from genmodels.spec import TrainingSpec
 
 GROUP_RESTARTS = 5
-COLLECTIVE_SECONDS = 120
 PLACEMENT_SECONDS = 600
+RESIZE_SECONDS = 60.0
 
 
 def run_workers(
-    work: Callable[[dict[str, Any]], None], config: dict[str, Any], *, workers: int, settings: Settings
+    work: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    workers: int,
+    training: TrainingSpec,
+    settings: Settings,
 ) -> None:
     """Runs `work(config)` in `workers` processes of one torch process group, gloo on CPUs and NCCL on GPUs.
 
-    A worker that raises or dies takes the group down; it is started again, and `work` continues from its checkpoint.
+    A worker that raises, dies or falls silent takes the group down; it is started again, and `work` continues from its
+    checkpoint: with all workers, or with as many as there is room for, if the settings of training allow fewer.
 
     Raises:
         SpecError: if the cluster is smaller than what is asked for.
@@ -41,8 +51,8 @@ def run_workers(
     trainer = TorchTrainer(
         work,
         train_loop_config=config,
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
-        scaling_config=_scaling(workers),
+        torch_config=_BetweenHosts(timeout_s=math.ceil(training.silence_seconds)),
+        scaling_config=_scaling(workers, training.min_workers or workers),
         run_config=RunConfig(
             name=config["name"],
             storage_path=f"{settings.bucket}/{config['folder']}/ray",
@@ -57,15 +67,41 @@ def run_workers(
         raise UnavailableError(f"The training workers could not be kept running: {reason}") from error
 
 
-def _scaling(workers: int) -> ScalingConfig:
+class _BetweenHosts(TorchConfig):
+    """Torch's process group over the addresses by which Ray's nodes know each other."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _OverNodeAddresses
+
+
+class _OverNodeAddresses(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_use_interface_of_node)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_interface_of_node() -> None:
+    """Without being told gloo takes the address of the host's name, which on many hosts is the loopback's."""
+    address = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if address in (entry.address for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _scaling(workers: int, at_least: int) -> ScalingConfig:
     """One GPU a worker where there are enough, else an equal share of the CPUs."""
     resources = ray.cluster_resources()
-    if resources.get("GPU", 0) >= workers:
-        return ScalingConfig(num_workers=workers, use_gpu=True)
+    elastic = {
+        "num_workers": (at_least, workers) if at_least < workers else workers,
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+    }
+    if resources.get("GPU", 0) >= at_least:
+        return ScalingConfig(**elastic, use_gpu=True)
     cpus = int(resources.get("CPU", 0))
-    if cpus < workers:
-        raise SpecError(f"{workers} workers were asked for, but the Ray cluster has {cpus} CPUs; take at most {cpus}.")
-    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus // workers})
+    if cpus < at_least:
+        raise SpecError(f"{at_least} workers were asked for, but the Ray cluster has {cpus} CPUs; take at most {cpus}.")
+    return ScalingConfig(**elastic, resources_per_worker={"CPU": max(1, cpus // workers)})
 
 
 def _filesystem(settings: Settings) -> pyarrow.fs.S3FileSystem:

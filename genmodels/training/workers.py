@@ -36,8 +36,3 @@ class Workers:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
-
-    def barrier(self) -> None:
-        """Waits until every worker is here."""
-        if self.size > 1:
-            dist.barrier()

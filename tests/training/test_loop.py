@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 from toy import Toy, engine, flat
 
 from genmodels.errors import DivergedError
@@ -11,7 +12,8 @@ from genmodels.spec import Alarm
 from genmodels.storage.objects import store
 from genmodels.training.checkpoints import Best, Checkpoints
 from genmodels.training.engine import Engine
-from genmodels.training.loop import train
+from genmodels.training.loop import _Loop, train
+from genmodels.training.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("s3")
 
@@ -88,6 +90,24 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints: Checkpoints):
     store().put(key, store().get(key)[:-100])
     found = checkpoints.latest()
     assert found is not None and found["images"] == 8
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_the_first_one_found(checkpoints: Checkpoints):
+    """Between the first one's look and the second's another checkpoint has appeared."""
+
+    class Second(Workers):
+        def __init__(self) -> None:
+            self.rank, self.size = 1, 2
+
+        def broadcast(self, tensors: list[Tensor]) -> None:
+            tensors[0].fill_(8)
+
+    run = engine()
+    for images in (8, 16):
+        checkpoints.save({"images": images}, images)
+        checkpoints.wait()
+    run.workers = Second()
+    assert _Loop(run, checkpoints, None).newest_checkpoint() == {"images": 8}
 
 
 def test_a_snapshot_does_not_see_what_training_does_next(checkpoints: Checkpoints):
