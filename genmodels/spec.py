@@ -213,7 +213,19 @@ class Metric(Record):
 
 
 class EvaluationReport(Record):
-    """What `evaluate` leaves behind."""
+    """What `evaluate` leaves behind. Of the metrics there are those that the model, by what it can, and the data allow;
+    E is the name of a feature extractor, `classifier` or `inception`, R the side of images, D a domain.
+
+    - density: `bits_per_dim` and `nats`, whose note says exact or of which bound; both also `_of_independent_pixels`.
+    - generation: `sliced_wasserstein`, `sliced_wasserstein_R`, `fid_E`, `kid_E`, `precision_E`, `recall_E`,
+      `density_E`, `coverage_E`, `label_agreement_E`, `ms_ssim_N_scales`, `training_distance_ratio`. Of translations
+      `sliced_wasserstein_absolute`, alone and `_untranslated`; with the ending `_to_D` that of each R and what is named
+      after E; `cycle_error_D`.
+    - representation: `reconstruction_psnr`, `reconstruction_ssim`, `linear_probe_accuracy` and
+      `nearest_neighbour_accuracy`, both also `_of_pixels`, `prior_mmd`, `active_units`, `perceptual_path_length_E`;
+      where factors are known `mig`, `sap`, `factor_vae_score`, `dci_disentanglement`, `dci_completeness` and
+      `dci_informativeness`; `cluster_accuracy`, also `_of_pixels`.
+    """
 
     run_key: str
     primary: str = Field(description="name of the metric that decides a promotion")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from genmodels.data import sprites
 from genmodels.data.archives import check_name, open_archive
 from genmodels.data.download import BytesDone, RemoteFile, fetch, locate
 from genmodels.data.examples import (
@@ -212,6 +213,12 @@ def _photos(files: Mapping[str, Path]) -> Examples:
     return of_arrays(tables)
 
 
+def _sprites(files: Mapping[str, Path]) -> Examples:
+    """The shape, whose values have no order, is the class."""
+    images, factors = sprites.sprites()
+    return of_arrays({"train": (images, factors.pop("shape"))}, sprites.SHAPES, factors)
+
+
 def _sklearn_file(name: str) -> Path:
     """A data file of scikit-learn's, found without importing it, which takes seconds."""
     spec = find_spec("sklearn")
@@ -350,6 +357,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             read=_photos,
             unpaired=True,
             counts={"train_a": 400, "train_b": 400, "test_a": 64, "test_b": 64},
+        ),
+        CatalogueEntry(
+            name="sprites",
+            title="shapes of six known factors, drawn here as dSprites are (Matthey et al. 2017)",
+            licence="CC0 1.0",
+            resolution=sprites.SIDE,
+            channels=1,
+            read=_sprites,
+            class_names=sprites.SHAPES,
+            counts={"train": 18_000, "test": 2_000},
         ),
         CatalogueEntry(
             name="mnist",

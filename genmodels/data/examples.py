@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,13 @@ TABLE_OF_FOLDER = {"trainA": "train_a", "trainB": "train_b", "testA": "test_a", 
 
 
 class Example(NamedTuple):
-    """One input image: where it belongs and what it is."""
+    """One input image: where it belongs and what it is, with the values of the factors it was made from if it was."""
 
     name: str
     table: str
     label: int | None
     content: Content
+    factors: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,20 @@ def named_by(files: Files, label: Callable[[str], int | None], class_names: Sequ
     return Examples(len(names), frozenset({"train"}), encoded=True, class_names=tuple(class_names), read=read)
 
 
-def of_arrays(tables: Mapping[str, tuple[np.ndarray, np.ndarray | None]], class_names: Sequence[str] = ()) -> Examples:
-    """Decoded images, uint8 (N, H, W) or (N, H, W, 3), and their labels, by table."""
+def of_arrays(
+    tables: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    class_names: Sequence[str] = (),
+    factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Examples:
+    """Decoded images, uint8 (N, H, W) or (N, H, W, 3), and their labels, by table; and by name the factors that the
+    images of the only table were made from, (N,) whole numbers from 0, in the order of what they stand for."""
 
     def read() -> Iterator[Example]:
         for table, (images, labels) in tables.items():
             for row, image in enumerate(images):
-                yield Example(f"{table} {row}", table, None if labels is None else int(labels[row]), image)
+                label = None if labels is None else int(labels[row])
+                values = {name: int(column[row]) for name, column in factors.items()}
+                yield Example(f"{table} {row}", table, label, image, values)
 
     count = sum(len(images) for images, _ in tables.values())
     return Examples(count, frozenset(tables), encoded=False, class_names=tuple(class_names), read=read)

@@ -19,6 +19,7 @@ from genmodels.storage.files import locked
 from genmodels.storage.objects import store
 
 TRANSFERS = 4
+FACTOR = "factor@"
 
 
 class Shard(Record):
@@ -42,7 +43,7 @@ class Table(Record):
     """Rows of one split, and of one domain where the set is unpaired."""
 
     rows: int
-    columns: dict[str, Column] = Field(description="image@R for every level R of the pyramid, label")
+    columns: dict[str, Column] = Field(description="image@R for every level R of the pyramid, label, factor@NAME")
 
 
 class Manifest(Record):
@@ -64,6 +65,12 @@ class Manifest(Record):
         return f"{dataset_key(self.name, self.digest)}/manifest.json"
 
     @property
+    def factors(self) -> list[str]:
+        """The names of the factors that the images were made from, where they are known."""
+        columns = {column for table in self.tables.values() for column in table.columns}
+        return sorted(column.removeprefix(FACTOR) for column in columns if column.startswith(FACTOR))
+
+    @property
     def rows(self) -> dict[str, int]:
         """Rows by table."""
         return {name: table.rows for name, table in self.tables.items()}
@@ -77,6 +84,11 @@ class Manifest(Record):
         for table in self.tables.values():
             for column in table.columns.values():
                 yield from column.shards
+
+
+def factor_column(name: str) -> str:
+    """The column of a factor's values, int64."""
+    return f"{FACTOR}{name}"
 
 
 def dataset_key(name: str, dataset_digest: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from genmodels.data.catalogue import CatalogueEntry
 from genmodels.data.examples import Example, Examples
 from genmodels.data.images import TOO_SMALL, Levels, levels
-from genmodels.data.manifest import Column, Manifest, Shard, Table
+from genmodels.data.manifest import Column, Manifest, Shard, Table, factor_column
 from genmodels.errors import DataError, UnavailableError
 
 VERSION = 1
@@ -96,6 +96,9 @@ def preprocess(
             if examples.class_names:
                 labels = [run.examples[position].label for position in result.kept]
                 writer.add({"label": np.array(labels, np.int64)})
+            for factor in run.examples[0].factors:
+                values = [run.examples[position].factors[factor] for position in result.kept]
+                writer.add({factor_column(factor): np.array(values, np.int64)})
             progress(account.done, examples.count)
     account.check_all()
     manifest = Manifest(

@@ -1,22 +1,25 @@
-"""What codes keep of images: how well the images are reconstructed from them, how easily classes are read off them, and
-how their distribution lies on the prior's."""
+"""What codes keep of images: how well the images are reconstructed from them, how easily classes are read off them, how
+many of their dimensions are used, and how their distribution lies on the prior's."""
 
 from collections.abc import Callable
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from genmodels.evaluation.bootstrap import Estimate, original_and_resampled
 from genmodels.evaluation.generation import batches, device_of
 from genmodels.evaluation.images import as_bytes
-from genmodels.models.base import Encodes, HasPrior, scaled
+from genmodels.models.base import Clusters, Encodes, HasPrior, scaled
 
 SEED = 0
 NEIGHBOURS = 5
 SSIM_WINDOW = 11
 HIGHEST_PSNR = 58.9  # dB; what rounding to 8 bits costs, a mean square of 1/12 of a level, allows no more
 LARGEST_PIXEL_CODE = 32
+ACTIVE_VARIANCE = 0.01  # of the prior's
 BATCH_ROWS = 1024
 
 
@@ -71,6 +74,49 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
         for made, real in pairs
     ]
     return torch.cat([torch.as_tensor(value).view(-1) for value in similarities])
+
+
+def active_units(codes: Tensor, prior: Tensor, *, generator: torch.Generator, replicates: int) -> Estimate:
+    """How many dimensions of codes, (N, D), vary from image to image by more than a hundredth of the variance of their
+    prior, of which `prior` (M, D) are draws: Burda, Grosse & Salakhutdinov 2016, section 5.2, where that is 1."""
+    shares = original_and_resampled(len(codes), replicates, generator) / len(codes)
+    centred = codes.double() - codes.double().mean(dim=0)
+    variances = shares @ centred.square() - (shares @ centred).square()
+    active = (variances > ACTIVE_VARIANCE * prior.double().var(dim=0)).sum(dim=1).double()
+    return Estimate(float(active[0]), active[1:], "higher", note=f"of {codes.shape[1]}")
+
+
+@torch.inference_mode()
+def clustered(model: Clusters, images: Tensor, progress: Callable[[int], None]) -> Tensor:
+    """The cluster of each of (N, C, R, R) uint8 images: (N,) int64 on the CPU."""
+    found = []
+    for rows in batches(len(images), images.shape[-1]):
+        found.append(model.cluster(scaled(images[rows].to(device_of(model)))).cpu())
+        progress(len(found[-1]))
+    return torch.cat(found)
+
+
+def matched(clusters: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image's cluster (N,) stands for its class (N,), where each class has at most one cluster and most
+    images are right: the assignment of the Hungarian method (Kuhn 1955)."""
+    together = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1)
+    together.index_put_((clusters, labels), torch.ones(()), accumulate=True)
+    of_class = torch.full((together.shape[0],), -1)
+    rows, columns = linear_sum_assignment(together.numpy(), maximize=True)
+    of_class[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return of_class[clusters] == labels
+
+
+def pixel_clusters(learnt: Tensor, images: Tensor, clusters: int) -> Tensor:
+    """The cluster of each of (N, C, R, R) uint8 images, (N,) int64, if k-means of other images makes them."""
+    from sklearn.cluster import KMeans  # takes seconds
+
+    means = KMeans(
+        clusters,
+        n_init=10,  # pyright: ignore[reportArgumentType]
+        random_state=SEED,
+    ).fit(pixel_codes(learnt).numpy())
+    return torch.from_numpy(means.predict(pixel_codes(images).numpy())).long()
 
 
 def pixel_codes(images: Tensor) -> Tensor:

@@ -11,17 +11,39 @@ import torch
 from torch import Tensor
 
 from genmodels.data.dataset import Dataset, Table
-from genmodels.data.manifest import Manifest
+from genmodels.data.manifest import Manifest, factor_column
 from genmodels.errors import SpecError
-from genmodels.evaluation import density, generation, measures, memorisation, pictures, reals, representation
+from genmodels.evaluation import (
+    density,
+    disentanglement,
+    generation,
+    interpolation,
+    measures,
+    memorisation,
+    pictures,
+    reals,
+    representation,
+)
 from genmodels.evaluation.bootstrap import Estimate, sample_mean
 from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.kernel import prior_mmd
 from genmodels.evaluation.pictures import contact_sheet
-from genmodels.models.base import Density, Encodes, GenerativeModel, HasPrior, Samples, ScoresDensity, Translates
+from genmodels.models.base import (
+    Clusters,
+    Density,
+    Encodes,
+    FromLatents,
+    GenerativeModel,
+    HasPrior,
+    Samples,
+    ScoresDensity,
+    Translates,
+)
 
 SHEET_IMAGES = 64
 CYCLES = 16
+INTERPOLATIONS = 8
+CLASS = "class"
 Looks = Callable[[str, int], None]  # told what looks at images or makes them, and how many more it has done
 
 
@@ -110,9 +132,10 @@ class Sampling:
         self.real, self.others = _images(test, manifest, self.count), _images(self.train, manifest, self.count)
         self.extractors = extractors
         self.protocol = _protocol(manifest, extractors) | {
-            "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES},
-            "label_agreement": self.labels is not None,
+            "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES}
         }
+        if self.labels is not None:
+            self.protocol["label_agreement"] = "classes of the held-out images"
         self.anchor_looks = self.count * (1 + len(extractors))
         self.looks = self.count + self.anchor_looks
 
@@ -263,8 +286,11 @@ class Representation:
             scores |= self._probes(others, codes, replicates)
         if isinstance(model, HasPrior):
             prior, posterior = representation.prior_and_posterior(model, self.real)
-            generator = torch.Generator().manual_seed(measures.SEED)
-            scores["prior_mmd"] = prior_mmd(prior, posterior, generator=generator, replicates=replicates)
+            seeds = [torch.Generator().manual_seed(measures.SEED) for _ in range(2)]
+            scores["prior_mmd"] = prior_mmd(prior, posterior, generator=seeds[0], replicates=replicates)
+            scores["active_units"] = representation.active_units(
+                codes, prior, generator=seeds[1], replicates=replicates
+            )
         return Judged(scores, partial(self._pictures, model, codes, made))
 
     def floor(self, progress: Looks) -> dict[str, Estimate]:
@@ -303,6 +329,121 @@ class Representation:
         return drawn
 
 
+class Interpolation:
+    """How smoothly images change between latents, in the space of every extractor."""
+
+    kind = "interpolations"
+    anchor_looks = 0
+
+    def __init__(self, model: FromLatents, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        self.extractors, self.resolution = extractors, manifest.resolution
+        self.primary = f"perceptual_path_length_{extractors[0].name}"
+        self.looks = min(reals.count(manifest), interpolation.MOST_PATHS)
+        self.labels = _labels(dataset.table("test"), self.looks) if _conditional(model) else None
+        settings = {"step": interpolation.STEP, "paths": self.looks, "seed": interpolation.SEED}
+        self.protocol = {"perceptual_path_length": settings}
+
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        assert isinstance(model, FromLatents)
+        told = partial(progress, "interpolate")
+        where = {"resolution": self.resolution, "labels": self.labels}
+        lengths = interpolation.path_lengths(model, self.extractors, self.looks, **where, progress=told)
+        scores = {
+            f"perceptual_path_length_{extractor.name}": _mean(each, replicates)
+            for extractor, each in zip(self.extractors, lengths, strict=True)
+        }
+        return Judged(scores, partial(self._pictures, model))
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def _pictures(self, model: FromLatents) -> dict[str, bytes]:
+        labels = None if self.labels is None else self.labels[:INTERPOLATIONS]
+        images = interpolation.walks(model, INTERPOLATIONS, labels=labels)
+        sheet = contact_sheet({"from one latent to another": images.flatten(0, 1)}, images_per_row=images.shape[1])
+        return {"interpolations": sheet}
+
+
+class Disentanglement:
+    """Whether codes of held-out images keep the factors apart that these were made from. The class is one of them, the
+    one whose values have no order."""
+
+    kind = "factors"
+    primary = "mig"
+    anchor_looks = 0
+
+    def __init__(self, model: Encodes, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        count = reals.count(manifest)
+        self.images, self.factors = {}, {}
+        for split in ("train", "test"):
+            table = dataset.table(split)
+            self.images[split] = _images(table, manifest, count)
+            self.factors[split] = {name: _column(table, factor_column(name), count) for name in manifest.factors}
+            if manifest.classes:
+                self.factors[split][CLASS] = _labels(table, count)
+        self.looks = 2 * count
+        self.protocol = {
+            "factors": {
+                "mig": f"{disentanglement.BINS} bins",
+                "factor_vae_score": f"{disentanglement.VOTES} votes of {disentanglement.VOTE_IMAGES} images",
+                "dci": f"random forests of {disentanglement.TREES} trees",
+                "dimensions": disentanglement.MOST_DIMENSIONS,
+            }
+        }
+
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        assert isinstance(model, Encodes)
+        told = partial(progress, "encode")
+        learnt, judged = (
+            disentanglement.Coded(representation.codes_of(model, images, told), self.factors[split])
+            for split, images in self.images.items()
+        )
+        generator = torch.Generator().manual_seed(measures.SEED)
+        scores = disentanglement.disentanglement(
+            learnt, judged, unordered=CLASS, generator=generator, replicates=replicates
+        )
+        return Judged(scores, dict)
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+
+class Clustering:
+    """Whether the kinds into which a model sorts images, which it was not told, are their classes."""
+
+    kind = "clusters"
+    primary = "cluster_accuracy"
+    anchor_looks = 0
+
+    def __init__(self, model: Clusters, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+        train, test = dataset.table("train"), dataset.table("test")
+        self.looks, self.clusters = reals.count(manifest), model.clusters
+        self.real, self.others = _images(test, manifest, self.looks), _images(train, manifest, self.looks)
+        self.labels = _labels(test, self.looks)
+        self.protocol = {"cluster_accuracy": {f"{self.clusters} clusters": "at most one for each class"}}
+
+    def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
+        assert isinstance(model, Clusters)
+        found = representation.clustered(model, self.real, partial(progress, "cluster"))
+        return Judged({"cluster_accuracy": self._accuracy(found, replicates)}, dict)
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {}
+
+    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
+        found = representation.pixel_clusters(self.others, self.real, self.clusters)
+        return {"cluster_accuracy_of_pixels": self._accuracy(found, replicates)}
+
+    def _accuracy(self, clusters: Tensor, replicates: int) -> Estimate:
+        return replace(_mean(representation.matched(clusters, self.labels), replicates), better="higher")
+
+
 def tasks_of(
     model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]
 ) -> tuple[list[Task], dict[str, str]]:
@@ -323,6 +464,12 @@ def tasks_of(
         tasks.append(Translation(model, *what))
     if isinstance(model, Encodes):
         tasks.append(Representation(model, *what))
+    if isinstance(model, FromLatents) and extractors:
+        tasks.append(Interpolation(model, *what))
+    if isinstance(model, Encodes) and manifest.factors:
+        tasks.append(Disentanglement(model, *what))
+    if isinstance(model, Clusters) and model.clusters and manifest.classes:
+        tasks.append(Clustering(model, *what))
     if not tasks:
         raise SpecError(
             f"{type(model).__name__} cannot be evaluated: it neither samples nor translates, encodes or scores images."
@@ -374,4 +521,8 @@ def _images(table: Table, manifest: Manifest, count: int) -> Tensor:
 
 
 def _labels(table: Table, count: int) -> Tensor:
-    return torch.from_numpy(table.read("label", reals.judged_by(table, count)).astype(np.int64))
+    return _column(table, "label", count)
+
+
+def _column(table: Table, column: str, count: int) -> Tensor:
+    return torch.from_numpy(table.read(column, reals.judged_by(table, count)).astype(np.int64))

@@ -161,6 +161,10 @@ class AdversarialAutoencoder(AutoencodingModel):
         """The code of each image: the encoder draws nothing."""
         return self.encode(images)
 
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, Z) -> (B, C, H, W), about in [-1, 1]; a code says by itself what class it is of."""
+        return super().decode(codes)
+
 
 def pseudorandom(images: Tensor) -> Tensor:
     """A number in [0, 1) for each of (B, C, H, W) uint8 images, (B,), that depends on its pixels alone."""

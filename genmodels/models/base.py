@@ -221,6 +221,16 @@ class Samples(Protocol):
 
 
 @runtime_checkable
+class FromLatents(Samples, Protocol):
+    """A sample is a latent, (n, Z), that is drawn from a prior and decoded: near latents make images that are alike.
+    `decode` is also given `labels`, (n,) int64, where the model is conditional."""
+
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor: ...
+
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class Translates(Protocol):
     """Carries images, (n, C, H, W) in [-1, 1], to the domain `target`, one of `domains`."""
 
@@ -245,6 +255,16 @@ class HasPrior(Encodes, Protocol):
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor: ...
 
     def posterior(self, images: Tensor, *, generator: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Clusters(Protocol):
+    """Sorts images, (n, C, H, W) in [-1, 1], by themselves into `clusters` kinds, (n,) int64; into none if it is 0."""
+
+    @property
+    def clusters(self) -> int: ...
+
+    def cluster(self, images: Tensor) -> Tensor: ...
 
 
 @runtime_checkable

@@ -157,15 +157,24 @@ class ClassConditionalGAN(GenerativeModel):
     def prepare_evaluation(self) -> None:
         measure_standing_statistics(self, self.generator, self.config.resolution)
 
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """n latents, (n, Z)."""
+        drawn = latents(n, self.config.latent, self.config.truncation, generator)
+        return drawn.to(next(self.parameters()).device)
+
     @torch.no_grad()
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents (n, Z), and labels (n,) if it is conditional, to images (n, C, H, W) in [-1, 1]."""
+        return self.generator(
+            codes, labels.to(codes.device) if self.config.conditional and labels is not None else None
+        )
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n images, (n, C, H, W) in [-1, 1]; of random labels if it needs them."""
-        device = next(self.parameters()).device
-        latent = latents(n, self.config.latent, self.config.truncation, generator)
+        codes = self.prior(n, generator=generator)
         if self.config.conditional and labels is None:
             labels = torch.randint(self.data.classes, (n,), generator=generator, device=generator.device)
-        labels = labels.to(device) if self.config.conditional and labels is not None else None
-        return self.generator(latent.to(device), labels)
+        return self.decode(codes, labels)
 
 
 def latents(n: int, size: int, truncation: float | None, generator: torch.Generator) -> Tensor:

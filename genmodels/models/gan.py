@@ -259,11 +259,18 @@ class GAN(GenerativeModel):
     def prepare_evaluation(self) -> None:
         measure_standing_statistics(self, self.generator, self.config.resolution)
 
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """n latents, (n, Z)."""
+        return self.latents(n, FromGenerator(generator, next(self.generator.parameters()).device))
+
     @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents (n, Z) to images (n, C, H, W) in [-1, 1]."""
+        return self.generator(codes)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n images, (n, C, H, W) in [-1, 1]; there are no labels."""
-        device = next(self.generator.parameters()).device
-        return self.generator(self.latents(n, FromGenerator(generator, device)))
+        return self.decode(self.prior(n, generator=generator))
 
 
 def jensen_shannon(value: Tensor) -> Tensor:

@@ -167,7 +167,6 @@ class InfoGAN(gan.GAN):
             terms["continuous_information"] = (-self.config.continuous_weight, uniform_information(means, continuous))
         return terms
 
-    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -178,14 +177,22 @@ class InfoGAN(gan.GAN):
     ) -> Tensor:
         """n images, (n, C, H, W) in [-1, 1]. `codes`, (n, code_size), take the place of random ones; `labels`, (n,), of
         the first categorical code."""
-        device = next(self.generator.parameters()).device
-        latents = self.latents(n, gan.FromGenerator(generator, device))
+        latents = self.prior(n, generator=generator)
         if codes is not None:
             latents[:, : self.config.code_size] = codes
         if labels is not None:
             kind = self.config.categorical_codes[0]
             latents[:, :kind] = F.one_hot(labels, kind)
-        return self.generator(latents)
+        return self.decode(latents)
+
+    @property
+    def clusters(self) -> int:
+        """Categories of the first categorical code; 0 if there is none."""
+        return self.config.categorical_codes[0] if self.config.categorical_codes else 0
+
+    def cluster(self, images: Tensor) -> Tensor:
+        """The category of that code for which Q takes each of (n, C, H, W) images in [-1, 1]: (n,) int64."""
+        return self.recognise(images)[:, : self.clusters].argmax(dim=1)
 
     @torch.no_grad()
     def recognise(self, images: Tensor) -> Tensor:

@@ -311,14 +311,23 @@ class ProgressiveGAN(GenerativeModel):
             context.shared["fakes"] = self.generator(latent, batch.get("label"), self.level, self.alpha)
         return context.shared["fakes"]
 
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """n latents, (n, Z), standard normal."""
+        drawn = torch.randn(n, self.config.latent, generator=generator, device=generator.device)
+        return drawn.to(self.generator.dense_bias.device)
+
     @torch.no_grad()
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents (n, Z), and labels (n,) if it is conditional, to images of the present level, about in [-1, 1]."""
+        labels = None if labels is None else labels.to(codes.device)
+        return self.generator(codes, labels, self.level, self.alpha)
+
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n images of the present level, (n, C, H, W), about in [-1, 1]; of random labels if it needs them."""
-        device = self.generator.dense_bias.device
-        latent = torch.randn(n, self.config.latent, generator=generator, device=generator.device).to(device)
+        codes = self.prior(n, generator=generator)
         if self.config.conditional and labels is None:
             labels = torch.randint(self.data.classes, (n,), generator=generator, device=generator.device)
-        return self.generator(latent, None if labels is None else labels.to(device), self.level, self.alpha)
+        return self.decode(codes, labels)
 
 
 def trained_at(level: int, network: Generator | Discriminator) -> list[nn.Parameter]:

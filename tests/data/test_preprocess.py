@@ -8,7 +8,7 @@ from PIL import Image
 
 from genmodels.data import preprocess as module
 from genmodels.data.catalogue import find
-from genmodels.data.examples import with_held_out
+from genmodels.data.examples import of_arrays, with_held_out
 from genmodels.data.manifest import Manifest
 from genmodels.data.preprocess import Preprocessed, preprocess
 from genmodels.errors import DataError
@@ -143,3 +143,20 @@ def test_images_without_a_label_in_a_labelled_set_are_set_aside(tmp_path: Path):
         unlabelled = with_held_out(examples.__class__(**{**vars(examples), "read": some_unlabelled}))
         done = preprocess(entry, unlabelled, tmp_path, name="set", resolution=8)
     assert done.manifest.set_aside == {module.NO_LABEL: 18}
+
+
+def test_factors_become_columns_that_stay_with_their_images(tmp_path: Path):
+    """Every image is as bright as its factors say, and a tenth of them is held out."""
+    values = {"tens": np.arange(60) // 10, "ones": np.arange(60) % 10}
+    images = (10 * values["tens"] + values["ones"]).astype(np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    examples = with_held_out(of_arrays({"train": (images, values["tens"] % 2)}, ("even", "odd"), values))
+    manifest = preprocess(find("digits"), examples, tmp_path, name="set", resolution=8).manifest
+    assert manifest.name == "set"
+    assert manifest.factors == ["ones", "tens"]
+    assert manifest.rows == {"train": 54, "test": 6}
+    for table in manifest.tables:
+        tens, ones, label, image = (
+            column(manifest, tmp_path, table, name) for name in ("factor@tens", "factor@ones", "label", "image@8")
+        )
+        assert (10 * tens + ones == image[:, 0, 0, 0]).all()
+        assert (label == tens % 2).all()

@@ -1,5 +1,6 @@
 """Probes against scikit-learn's, similarities of known value."""
 
+import itertools
 import math
 
 import numpy as np
@@ -54,6 +55,47 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise(resolution: int):
     assert representation.ssim(images, images).tolist() == pytest.approx([1.0] * 1100)
     mixed = (images // 2 + images.flip(0) // 2)[:1]
     assert 0 < representation.ssim(images[:1], mixed).item() < 0.95
+
+
+def test_active_units_are_those_that_vary_by_more_than_a_hundredth_of_the_prior():
+    """Deviations of the codes 1, 0.15, 0.05 and 0 where the prior's are 1, 1, 1 and 1; then all ten times as wide."""
+    generator = torch.Generator().manual_seed(0)
+    prior, codes = torch.randn(2, 2000, 4, generator=generator)
+    codes = codes * torch.tensor([1.0, 0.15, 0.05, 0.0]) + 3
+    for width in (1, 10):
+        found = representation.active_units(width * codes, width * prior, generator=generator, replicates=20)
+        assert found.value == found.low == found.high == 2
+        assert found.note == "of 4"
+
+
+def test_an_active_unit_at_the_limit_is_doubtful():
+    codes = 0.1 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    prior = torch.randn(5000, 1, generator=torch.Generator().manual_seed(1))
+    found = representation.active_units(codes, prior, generator=torch.Generator().manual_seed(2), replicates=50)
+    assert 0.1 < found.replicates.mean() < 0.9
+
+
+def test_clusters_are_matched_to_classes_as_by_trying_all():
+    generator = torch.Generator().manual_seed(0)
+    clusters, labels = torch.randint(4, (2, 60), generator=generator)
+    best = max((torch.tensor(p)[clusters] == labels).sum() for p in itertools.permutations(range(4)))
+    assert representation.matched(clusters, labels).sum() == best
+    renamed = (labels + 1) % 4
+    assert representation.matched(renamed, labels).all()
+
+
+def test_with_more_clusters_than_classes_some_stand_for_none_and_with_fewer_some_classes_are_missed():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert representation.matched(torch.tensor([2, 2, 0, 1, 1, 1]), labels).tolist() == [True, True, False, *[True] * 3]
+    assert representation.matched(torch.zeros(6).long(), labels).sum() == 3
+
+
+def test_pixels_of_distant_classes_are_clustered_without_a_mistake():
+    labels = torch.arange(3).repeat(20)
+    noise = torch.randint(0, 40, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = noise + (80 * labels).byte().view(-1, 1, 1, 1)
+    found = representation.pixel_clusters(images[:30], images[30:], 3)
+    assert representation.matched(found, labels[30:]).all()
 
 
 def test_pixels_as_codes_are_at_most_32x32():

@@ -1,0 +1,69 @@
+"""How smoothly images change with their latents: perceptual path length (Karras, Laine & Aila 2019, section 4.1).
+
+Along the great circle between two latents, the squared distance of the features of two images that are a small step
+apart, over the square of the step, in the mean over places and pairs. A detour or a jump on the way costs more than
+going straight; a model that always makes the same image goes nowhere at all.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.generation import batches, device_of
+from genmodels.evaluation.images import as_bytes
+from genmodels.models.base import FromLatents
+
+SEED = 0
+MOST_PATHS = 1_000
+STEP = 1e-3
+WALK_IMAGES = 9
+
+
+@torch.inference_mode()
+def path_lengths(
+    model: FromLatents,
+    extractors: Sequence[Extractor],
+    paths: int,
+    *,
+    resolution: int,
+    labels: Tensor | None,
+    progress: Callable[[int], None],
+) -> list[Tensor]:
+    """By extractor the length of each path, (paths,), at one place of it; of the classes `labels` (paths,) where the
+    model takes any. `progress` is told how many more are done. The images are not rounded to bytes."""
+    generator = torch.Generator(device_of(model)).manual_seed(SEED)
+    lengths: list[list[Tensor]] = [[] for _ in extractors]
+    for rows in batches(paths, resolution):
+        count = rows.stop - rows.start
+        start, end = (model.prior(count, generator=generator) for _ in range(2))
+        place = torch.rand(count, 1, generator=generator, device=start.device) * (1 - STEP)
+        given = {} if labels is None else {"labels": labels[rows].to(start.device)}
+        images = [model.decode(spherical(start, end, share), **given) for share in (place, place + STEP)]
+        for extractor, found in zip(extractors, lengths, strict=True):
+            here, there = (extractor(each) for each in images)
+            found.append((here - there).square().sum(dim=1) / STEP**2)
+        progress(count)
+    return [torch.cat(found) for found in lengths]
+
+
+@torch.inference_mode()
+def walks(model: FromLatents, count: int, *, labels: Tensor | None) -> Tensor:
+    """Images on the way between the first pairs of latents, (count, 9, C, R, R) uint8; of the classes `labels`,
+    (count,), where the model takes any."""
+    generator = torch.Generator(device_of(model)).manual_seed(SEED)
+    start, end = (model.prior(count, generator=generator) for _ in range(2))
+    shares = torch.linspace(0, 1, WALK_IMAGES, device=start.device).repeat(count)[:, None]
+    start, end = (latent.repeat_interleave(WALK_IMAGES, dim=0) for latent in (start, end))
+    given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(start.device)}
+    return as_bytes(model.decode(spherical(start, end, shares), **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+
+
+def spherical(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """The share (N, 1) of the way from each start (N, Z) to its end along a great circle, with the length changing on
+    the way (Shoemake 1985)."""
+    cosine = torch.cosine_similarity(start, end, dim=1).clamp(-1, 1)[:, None]
+    angle = cosine.acos()
+    around = (torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end) / angle.sin()
+    return torch.where(angle.sin() < 1e-4, torch.lerp(start, end, share), around)

@@ -1,0 +1,103 @@
+"""Paths of known length, and models whose samples are decoded from their prior."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.interpolation import WALK_IMAGES, path_lengths, spherical, walks
+from genmodels.models import MODELS, build
+from genmodels.models.base import DataInfo, FromLatents
+
+PIXELS = Extractor("pixels", "", "none", lambda images: images.flatten(1), torch.device("cpu"))
+TWICE = Extractor("twice", "", "none", lambda images: 2 * images.flatten(1), torch.device("cpu"))
+TINY: dict[str, dict[str, Any]] = {
+    "adversarial_autoencoder": {"resolution": 8, "hidden": (8,), "latent": 4},
+    "adversarial_autoencoder conditional": {
+        **{"resolution": 8, "hidden": (8,), "latent": 4},
+        **{"prior": "mixture_of_gaussians", "conditional": True},
+    },
+    "biggan": {"resolution": 8, "latent": 8, "channels": 8, "embedding": 8},
+    "conditional_gan": {"resolution": 8, "channels": 4, "latent": 8},
+    "dcgan": {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4},
+    "gan": {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8},
+    "infogan": {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8},
+    "progressive_gan": {"resolution": 8, "latent": 8, "fmap_max": 8},
+    "progressive_gan conditional": {"resolution": 8, "latent": 8, "fmap_max": 8, "conditional": True},
+    "sagan": {"resolution": 8, "latent": 8, "channels": 8},
+    "sngan": {"resolution": 8, "latent": 8, "generator_channels": 4, "discriminator_channels": 4},
+    "vae": {"resolution": 8, "hidden": (8,), "latent": 4},
+}
+
+
+class Linear(nn.Module):
+    """An image is a latent, on the unit circle, times a number that its class adds to."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+        return self.decode(self.prior(n, generator=generator), labels)
+
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        angle = 2 * math.pi * torch.rand(n, 1, generator=generator)
+        return torch.cat((angle.cos(), angle.sin()), dim=1)
+
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        enlarged = 1.0 if labels is None else (1.0 + labels)[:, None]
+        return (enlarged * codes).view(-1, 1, 1, 2)
+
+
+def test_the_path_on_a_circle_is_its_angle():
+    """The speed on the way is the angle between the two, so its square is what every place of the path gives."""
+    model, counted = Linear(), []
+    generator = torch.Generator().manual_seed(0)
+    start, end = (model.prior(50, generator=generator) for _ in range(2))
+    angles = (start * end).sum(dim=1).clamp(-1, 1).acos()
+    once, twice = path_lengths(model, [PIXELS, TWICE], 50, resolution=8, labels=None, progress=counted.append)
+    torch.testing.assert_close(once, angles.square(), rtol=5e-3, atol=1e-3)
+    torch.testing.assert_close(twice, 4 * once, rtol=1e-3, atol=1e-4)
+    assert counted == [50]
+    (labelled,) = path_lengths(model, [PIXELS], 50, resolution=8, labels=torch.arange(50), progress=counted.append)
+    torch.testing.assert_close(labelled, (1 + torch.arange(50)) ** 2 * once, rtol=1e-2, atol=1e-3)
+
+
+def test_a_great_circle_goes_through_the_middle_and_keeps_to_its_ends():
+    east, north = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    shares = torch.tensor([[0.0], [0.5], [1.0]])
+    found = spherical(east.expand(3, 2), north.expand(3, 2), shares)
+    expected = [[2, 0], [2 / math.sqrt(2), 4 / math.sqrt(2)], [0, 4]]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+    there = spherical(east, -east, torch.tensor([[0.25]]))  # no great circle is the shortest
+    torch.testing.assert_close(there, torch.tensor([[1.0, 0.0]]))
+
+
+def test_walks_begin_and_end_at_draws_of_the_prior():
+    images = walks(Linear(), 3, labels=None)
+    assert images.shape == (3, WALK_IMAGES, 1, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    for place, drawn in ((0, Linear().prior(3, generator=generator)), (-1, Linear().prior(3, generator=generator))):
+        torch.testing.assert_close(images[:, place].flatten(1).float(), (drawn + 1) * 127.5, atol=0.51, rtol=0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_sample_is_a_draw_of_the_prior_decoded(name: str):
+    """But for the conditional adversarial autoencoder, which draws from its labels' parts of the prior."""
+    model = build(name.split()[0], TINY[name], DataInfo(channels=3, classes=4), seed=0).eval()
+    assert isinstance(model, FromLatents)
+    given = {"labels": torch.arange(3)} if "label" in model.stages()[-1].inputs else {}
+    sampled = model.sample(3, **given, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decoded = model.decode(model.prior(3, generator=torch.Generator().manual_seed(0)), **given)
+    assert decoded.shape == sampled.shape
+    assert torch.equal(sampled, decoded) or name == "adversarial_autoencoder conditional"
+
+
+def test_every_model_that_samples_from_latents_is_among_these():
+    """Beside those that draw pixel by pixel, and the flow, whose images change by whole levels."""
+    from_latents = {name for name, model in MODELS.items() if hasattr(model, "prior") and hasattr(model, "decode")}
+    assert from_latents == {name.split()[0] for name in TINY}
