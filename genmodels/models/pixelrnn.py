@@ -34,6 +34,17 @@ class Config(AutoregressiveConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "mnist": {"levels": 2, "features": 16, "layers": 7, "head_features": 32},  # section 5.3, binarised
+        "cpu": {  # the same by the LSTM that is faster on a CPU; binarised 32x32: 35 minutes on two cores
+            "recurrence": "row_lstm",
+            "levels": 2,
+            "features": 16,
+            "layers": 7,
+            "head_features": 32,
+            "learning_rate": 3e-3,
+            "batch_images": 64,
+            "images": 300_000,
+            "ema_half_life_images": 10_000,
+        },
         "demo": {
             "resolution": 8,
             "levels": 17,

@@ -38,7 +38,12 @@ class Config(AutoencodingConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "convolutional": {"architecture": "convolutional"},
-        "cpu": {"images": 1_800_000},
+        "cpu": {"images": 12_000_000},  # binarised 32x32: 20 minutes on two cores
+        "cpu_convolutional": {
+            "architecture": "convolutional",
+            "width": 16,
+            "images": 3_000_000,
+        },  # the same: 35 minutes
         "demo": {
             "architecture": "convolutional",
             "width": 16,
