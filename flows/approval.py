@@ -24,10 +24,11 @@ from prefect.states import Paused
 from pydantic import Field, ValidationError
 
 from flows import steps
-from flows.artifacts import artifact_key, data_uri, escaped, number
+from flows.artifacts import artifact_key, data_uri, number
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.spec import Answer, EvaluationReport, Metric, Record, RunSpec
 from genmodels.storage.objects import MissingObject, store
+from genmodels.tracking.leaderboard import escaped
 from genmodels.tracking.promotion import Proposal, propose
 from genmodels.tracking.runs import find_run, run_page
 

@@ -35,10 +35,13 @@ from genmodels.steps.costs import costs_of
 from genmodels.steps.reports import REPORTS, folder, newest_samples
 from genmodels.storage.objects import store
 from genmodels.terminal import cost_cells, described
+from genmodels.tracking import leaderboard
+from genmodels.tracking.comparison import compare
+from genmodels.tracking.leaderboard import escaped
 from genmodels.tracking.runs import find_run, run_page
 
 P = ParamSpec("P")
-SAMPLES_PIXELS = 768
+SAMPLES_PIXELS, SIDE_BY_SIDE_PIXELS = 768, 256
 
 
 class Every:
@@ -238,6 +241,23 @@ def decision(promotion: Promotion, spec: RunSpec) -> None:
     )
 
 
+@best_effort
+def models_side_by_side(dataset: str) -> None:
+    """The leaderboard of a data set with its models' samples, and the way to the same in MLflow."""
+    comparison = compare(dataset)
+    pictures = {
+        contender.label: data_uri(png, SIDE_BY_SIDE_PIXELS)
+        for contender in comparison.contenders
+        if (png := leaderboard.picture(contender))
+    }
+    link = f"[The same in MLflow, and as a page]({leaderboard.log(comparison)})"
+    create_markdown_artifact(
+        f"{link}\n\n{leaderboard.markdown(comparison, pictures)}",
+        key=_slug(f"leaderboard-{comparison.dataset}"),
+        description=f"The registered models of {comparison.dataset} beside each other",
+    )
+
+
 def _row(metric: Metric, primary: bool) -> dict[str, str]:
     gap = metric.gap_closed
     return {
@@ -258,19 +278,18 @@ def number(value: float | None) -> str:
 
 def artifact_key(name: str, spec: RunSpec) -> str:
     """An artifact's key; one key is one history over all runs of a model on a data set."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{spec.model}-{spec.dataset_name}").strip("-")
+    return _slug(f"{name}-{spec.model}-{spec.dataset_name}")
 
 
-def escaped(text: str) -> str:
-    """Somebody's text in markdown, as it is: no markup of it counts."""
-    return re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", " ".join(text.split()))
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
 
-def data_uri(png: bytes) -> str:
+def data_uri(png: bytes, pixels: int = SAMPLES_PIXELS) -> str:
     """The picture itself in the place of an address: it needs no credentials, does not expire, and any browser that
     reaches Prefect shows it."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.thumbnail((SAMPLES_PIXELS, SAMPLES_PIXELS))
+    image.thumbnail((pixels, pixels))
     webp = io.BytesIO()
     image.save(webp, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"

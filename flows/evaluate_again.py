@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import steps
+from flows.artifacts import models_side_by_side
 from genmodels.errors import GenmodelsError
 from genmodels.spec import EvaluationReport, RunSpec
 from genmodels.steps.register import tell_scores
@@ -34,6 +35,8 @@ def evaluate_again(registered_model: str | None = None) -> State:
         return Failed(message=str(error), data=error)
     if rows:
         create_table_artifact(rows, "evaluate-again", "The primary metric of each registered version")
+    for dataset in sorted({version.name.partition(".")[2] for version in versions if specs.get(version.uri)}):
+        models_side_by_side(dataset)
     failed = [row["version"] for row in rows if row["result"] == "failed"]
     if failed:
         return Failed(message=f"{len(failed)} of {len(rows)} versions could not be judged: {', '.join(failed)}.")

@@ -15,6 +15,7 @@ from prefect.states import Cancelling, Completed, Failed
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
+from flows.artifacts import models_side_by_side
 from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
 from flows.retrain import deployed, retrain
 from genmodels.errors import GenmodelsError
@@ -48,7 +49,8 @@ def retrain_all(
     workers: Workers = 2,
     at_once: Annotated[int, Field(ge=1)] = 1,
 ) -> State:
-    """Train several models on one data set, each in a `retrain` run of its own; one that fails stops no other.
+    """Train several models on one data set, each in a `retrain` run of its own; one that fails stops no other. Then
+    show all registered models of the data set beside each other.
 
     Args:
         models: What learns, one run for each of them and each seed.
@@ -78,6 +80,7 @@ def retrain_all(
                 started.append(_start(waiting.pop(0)))
             time.sleep(POLL_SECONDS)
             started = [run if _is_final(run) else client.read_flow_run(run.id) for run in started]
+    models_side_by_side(dataset)
     return _summary(started)
 
 

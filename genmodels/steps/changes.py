@@ -1,8 +1,9 @@
-"""What is new about a run since its model was last registered: data, code or configuration."""
+"""What is new about a run: since its model was last registered, or against another run."""
 
 from genmodels.spec import RunSpec
 from genmodels.steps.prepare import prepared
 from genmodels.storage.objects import store
+from genmodels.tracking.comparison import leaves
 from genmodels.tracking.registry import ModelVersion, Registry
 
 
@@ -29,6 +30,19 @@ def changes(spec: RunSpec) -> str:
     if before is None or _configuration(before) != _configuration(spec):
         changed.append("configuration")
     return f"{' and '.join(changed) or 'something'} changed since version {newest.version}"
+
+
+def differences(before: RunSpec, after: RunSpec) -> dict[str, tuple[str, str]]:
+    """What decides the weights of both runs and differs, by name: what it was, and what it is."""
+
+    def facts(spec: RunSpec) -> dict[str, str]:
+        decides = spec.config | {"training": spec.training.numerics(), "seed": spec.seed}
+        digests = {"data": str(spec.dataset_digest)[:8], "code": spec.code_version[:8]}
+        return {key: str(value) for key, value in leaves(decides | digests).items()}
+
+    old, new = facts(before), facts(after)
+    names = [*new, *(name for name in old if name not in new)]
+    return {name: (old.get(name, "–"), new.get(name, "–")) for name in names if old.get(name) != new.get(name)}
 
 
 def _name(spec: RunSpec) -> str:

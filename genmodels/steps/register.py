@@ -6,15 +6,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from genmodels.data.manifest import open_dataset
+from genmodels.data.manifest import Manifest, open_dataset
 from genmodels.errors import SpecError
 from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
 from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport
-from genmodels.steps.reports import load_report, report_key, save_report
+from genmodels.steps.changes import differences
+from genmodels.steps.reports import folder, load_report, report_key, save_report
 from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
+from genmodels.tracking.comparison import contradictions
+from genmodels.tracking.promotion import evaluation_of
 from genmodels.tracking.registry import ModelVersion, Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder
@@ -36,6 +39,7 @@ def register(spec: RunSpec) -> RegisterReport:
             f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not ready: `{missing}` it first."
         )
     server = TrackingServer()
+    store().put_record(f"{folder('register', spec)}/spec.json", spec, if_absent=True)
     run_id = find_run(spec, server) or open_run(spec)
     model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
     _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
@@ -47,7 +51,7 @@ def register(spec: RunSpec) -> RegisterReport:
         model_id=model["model_id"],
         run_id=run_id,
         tags=_traces(run_id, server) | _scores(evaluation) | _guards(trained),
-        description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id),
+        description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id, registry),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
     registry.set_alias(name, "challenger", version.version)
@@ -72,6 +76,8 @@ def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationRepo
     model = _logged_model(version.run_id, registry.server)
     if trained and model:
         _log_metrics(model, evaluation, trained.images_shown, time.time_ns() // 1_000_000, registry.server)
+        facts = json.loads(_tag(model, "export"))
+        registry.describe(version, describe(spec, evaluation, trained, facts, version.run_id, registry))
 
 
 def _scores(evaluation: EvaluationReport) -> dict[str, str]:
@@ -164,29 +170,48 @@ def _log_pictures(
 
 DESCRIPTION = """\
 {title} on `{dataset}`, preset `{preset}`, seed {seed}: {images:,} images shown in {seconds:,.0f} s of training.
-`{primary}` decides whether it becomes champion.
+`{primary}` decides whether it becomes champion. Data: digest `{digest}`, licence {licence}.
 
-| metric | value | 95 % interval | real data | untrained | gap closed |
-|---|---|---|---|---|---|
+{against}
+
+| metric | value | 95 % interval | real data | untrained | gap closed | champion |
+|---|---|---|---|---|---|---|
 {rows}
 
 {pictures}
+
+To load it where it is the champion:
 
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
 {call}  # uint8, (N, H, W, C)
 ```
+
+To put back what was champion before it, should this one disappoint:
+
+```bash
+genmodels promote {name}@previous --because "..."
+```
 """
 
 
 def describe(
-    spec: RunSpec, evaluation: EvaluationReport, trained: TrainReport, facts: dict[str, Any], run_id: str
+    spec: RunSpec,
+    evaluation: EvaluationReport,
+    trained: TrainReport,
+    facts: dict[str, Any],
+    run_id: str,
+    registry: Registry,
 ) -> str:
-    """The version's page in markdown: what it is, its numbers, its pictures, how to load it."""
+    """The version's page in markdown: what it is, what changed against the champion, its numbers, its pictures, how to
+    load it and how to roll back."""
+    name = f"{spec.model}.{spec.dataset_name}"
+    against, others = _against_champion(spec, evaluation, name, registry)
     rows = [
         f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
-        f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} |"
+        f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} "
+        f"| {with_interval(others[metric.name]) if metric.name in others else '–'} |"
         for metric in evaluation.metrics
     ]
     pictures = [
@@ -197,6 +222,7 @@ def describe(
         "translates": f"translated = model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})",
         "reconstructs": "reconstructed = model.predict(images)",
     }
+    manifest = store().get_record(f"datasets/{spec.dataset_name}/{spec.dataset_digest}/manifest.json", Manifest)
     return DESCRIPTION.format(
         title=MODELS[spec.model].title,
         dataset=spec.dataset,
@@ -205,11 +231,37 @@ def describe(
         images=trained.images_shown,
         seconds=trained.seconds,
         primary=evaluation.primary,
+        digest=str(spec.dataset_digest)[:8],
+        licence=manifest.licence if manifest else "unknown",
+        against=against,
         rows="\n".join(rows),
         pictures="\n".join(pictures),
-        name=f"{spec.model}.{spec.dataset_name}",
+        name=name,
         call=call[facts["kind"]],
     )
+
+
+def _against_champion(
+    spec: RunSpec, evaluation: EvaluationReport, name: str, registry: Registry
+) -> tuple[str, dict[str, Metric]]:
+    """What changed against the champion of this moment, in words, and the champion's metrics if they compare."""
+    try:
+        champion = registry.aliased(name, "champion")
+    except SpecError:  # the first version of all
+        champion = None
+    if champion is None:
+        return "There was no champion to compare it with.", {}
+    before = store().get_record(f"runs/{champion.tags.get('run_key')}/spec.json", RunSpec)
+    if before and before.run_key == spec.run_key:
+        return "It is the champion.", {}
+    if before is None:
+        return f"What version {champion.version}, the champion, was made from is gone.", {}
+    changed = [f"- {what}: {was} → {now}" for what, (was, now) in differences(before, spec).items()]
+    against = "\n".join([f"Against version {champion.version}, the champion:", "", *changed])
+    scores = evaluation_of(champion, registry)
+    if scores is None or contradictions(evaluation, scores):
+        return f"{against}\n\nThe champion was judged otherwise, so its numbers do not compare.", {}
+    return against, {metric.name: metric for metric in scores.metrics}
 
 
 def with_interval(metric: Metric) -> str:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +26,7 @@ AXIS_OF: dict[Axis, re.Pattern[str]] = {  # whatever else is measured is of what
     ),
 }
 BASELINE = re.compile(r"(\w+?)_(?:of_(independent_pixels|pixels)|(untranslated))")  # scores that take no model
-OF_THE_MODEL = re.compile(r"task|density\..*|codes\.prior")  # entries of a protocol that say what a model can do
+OF_THE_MODEL = re.compile(r"task|density\..*")  # entries of a protocol that say what a model can do
 
 
 class Contender(Record):
@@ -71,11 +72,11 @@ class Column(Record):
 
 
 class Leaderboard(Record):
-    """Models that were judged alike, by the first metric of the first axis that any of them was judged on."""
+    """Models that were judged alike, in the order of the first metric of each axis in turn."""
 
     why_apart: str = Field("", description="why they cannot be compared with those of the first leaderboard")
     protocol: dict[str, Any] = Field(description="how all of them were judged")
-    columns: list[Column] = Field(description="by axis; the first one of an axis is the one to look at first")
+    columns: list[Column] = Field(description="by axis, first those that the most models were judged by")
     contenders: list[Contender]
 
     def of_axis(self, axis: Axis) -> list[Column]:
@@ -190,7 +191,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         **(trained.model_dump(include={"seconds", "images_shown", "images_per_second"}) if trained else {}),
         "shows": {"translates": "translations", "reconstructs": "reconstructions"}.get(kind, "samples"),
         "picture": store().uri(grids[-1]) if grids else None,
-        "page": f"{registry.server.url}/#/models/{version.name}/versions/{version.version}",
+        "page": f"{registry.server.url}/#/models/{quote(version.name)}/versions/{version.version}",
     }
     try:
         return Contender.model_validate(values), report
@@ -225,7 +226,7 @@ def _judged_alike(
     groups: list[list[tuple[Contender, EvaluationReport]]] = []
     for contender, report in entered:
         for group in groups:
-            if not any(_differences(report, other) for _, other in group):
+            if not any(contradictions(report, other) for _, other in group):
                 group.append((contender, report))
                 break
         else:
@@ -233,23 +234,31 @@ def _judged_alike(
     return sorted(groups, key=len, reverse=True)
 
 
-def _differences(ours: EvaluationReport, theirs: EvaluationReport) -> list[str]:
-    """The entries of both protocols that differ. What only one of them has belongs to a metric that the other lacks."""
-    one, other = _leaves(ours.protocol), _leaves(theirs.protocol)
-    return sorted(key for key in one.keys() & other.keys() if one[key] != other[key] and not OF_THE_MODEL.match(key))
+def contradictions(ours: EvaluationReport, theirs: EvaluationReport) -> list[str]:
+    """The entries of both protocols that differ. What only one of them has belongs to a metric that the other lacks,
+    and so does a yes or no: whether a model has a prior, say, or knows classes."""
+    one, other = _conditions(ours), _conditions(theirs)
+    return sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _conditions(report: EvaluationReport) -> dict[str, Any]:
+    """What a protocol says that is not of the model."""
+    flat = leaves(report.protocol)
+    return {key: value for key, value in flat.items() if not OF_THE_MODEL.match(key) and not isinstance(value, bool)}
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values flat, under dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def _why_apart(
     group: Sequence[tuple[Contender, EvaluationReport]], first: Sequence[tuple[Contender, EvaluationReport]]
 ) -> str:
-    contradicted = {what for _, ours in group for _, theirs in first for what in _differences(ours, theirs)}
+    contradicted = {what for _, ours in group for _, theirs in first for what in contradictions(ours, theirs)}
     digests = [str(report.protocol.get("dataset_digest"))[:8] for _, report in (group[0], first[0])]
     if "dataset_digest" in contradicted:
         return (
@@ -257,7 +266,7 @@ def _why_apart(
             "those above; train on the same data to compare."
         )
     return (
-        f"Judged by another {' and '.join(sorted(contradicted))}, so no number can be compared with those above; the "
+        f"Judged otherwise ({', '.join(sorted(contradicted))}), so no number can be compared with those above; the "
         "flow `evaluate-again` judges all of them alike."
     )
 
@@ -274,15 +283,10 @@ def _leaderboard(entered: Sequence[tuple[Contender, EvaluationReport]], why_apar
         for column, metric in contender.metrics.items():
             by_column.setdefault(column, {})[contender.label] = metric
     columns = [_column(name, metrics, baselines) for name, metrics in by_column.items()]
-    columns.sort(key=lambda column: AXES.index(column.axis))
+    columns.sort(key=lambda column: (AXES.index(column.axis), -len(column.places)))
     board = Leaderboard(
         why_apart=why_apart,
-        protocol={
-            key: value
-            for _, report in entered
-            for key, value in _leaves(report.protocol).items()
-            if not OF_THE_MODEL.match(key)
-        },
+        protocol={key: value for _, report in entered for key, value in _conditions(report).items()},
         columns=columns,
         contenders=[contender for contender, _ in entered],
     )

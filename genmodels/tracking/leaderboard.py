@@ -4,7 +4,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,10 @@ from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, log_metrics, run_page, set_tags, the_one_run
 
 HEADER = ["", "model", "density"]
+PICTURES_IN_A_ROW = 4
 COST = ["parameters", "training", "images/s"]
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+NOT_OF_MLFLOW = re.compile(r"[^\w\-. /]", re.ASCII)  # what no name of a metric or a picture may hold
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 
 
 def page(comparison: Comparison) -> str:
@@ -50,17 +52,22 @@ def save(page: str, path: Path) -> None:
         ) from error
 
 
-def markdown(comparison: Comparison) -> str:
-    """The numbers as tables, for Prefect's pages and MLflow's."""
+def markdown(comparison: Comparison, pictures: Mapping[str, str] = {}) -> str:
+    """The numbers as tables, for Prefect's pages and MLflow's; with the addresses of pictures, by label, if given."""
     parts: list[str] = []
     for board in comparison.leaderboards:
-        parts += [f"**{_escaped(board.why_apart)}**"] if board.why_apart else []
+        parts += [f"**{escaped(board.why_apart)}**"] if board.why_apart else []
         parts.append(_table(*glance(board)))
+        shown = [contender.label for contender in board.contenders if contender.label in pictures]
+        for first in range(0, len(shown), PICTURES_IN_A_ROW):
+            row = shown[first : first + PICTURES_IN_A_ROW]
+            images = [f"![{escaped(label)}]({pictures[label]})" for label in row]
+            parts.append(_rows([list(map(escaped, row)), ["---"] * len(row), images]))
         for axis in AXES:
             if columns := board.of_axis(axis):
                 parts += [f"### {axis.capitalize()}", _table(*_axis_table(board, columns))]
     if comparison.left_out:
-        parts += ["### Left out", *(f"- {_escaped(f'{name}: {why}')}" for name, why in comparison.left_out.items())]
+        parts += ["### Left out", *(f"- {escaped(f'{name}: {why}')}" for name, why in comparison.left_out.items())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -210,19 +217,27 @@ def _numbers(comparison: Comparison) -> dict[str, float]:
             numbers[f"cost/parameters/{who}"] = sum(contender.parameters.values()) or None
             numbers[f"cost/training_seconds/{who}"] = contender.seconds
             numbers[f"cost/images_per_second/{who}"] = contender.images_per_second
-    return {key: value for key, value in numbers.items() if value is not None and math.isfinite(value)}
+    return {
+        NOT_OF_MLFLOW.sub("_", key): value
+        for key, value in numbers.items()
+        if value is not None and math.isfinite(value)
+    }
 
 
 def _metric_part(contender: Contender) -> str:
-    return re.sub(r"[^\w\-.]", "_", f"{contender.model}.{contender.version}", flags=re.ASCII)
+    return NOT_OF_MLFLOW.sub("_", f"{contender.model}.{contender.version}")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *(map(_escaped, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _rows([list(map(escaped, header)), ["---"] * len(header), *(list(map(escaped, row)) for row in rows)])
 
 
-def _escaped(text: str) -> str:
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def escaped(text: str) -> str:
+    """The text as markdown that shows it, on one line."""
     return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 

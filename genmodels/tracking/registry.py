@@ -136,6 +136,11 @@ class Registry:
                 "model-versions/set-tag", name=version.name, version=str(version.version), key=key, value=value
             )
 
+    def describe(self, version: ModelVersion, description: str) -> None:
+        """Replace the version's description, which is markdown."""
+        message = {"name": version.name, "version": str(version.version), "description": description}
+        self.server.send("PATCH", "mlflow/model-versions/update", json=message)
+
     def fetch(self, version: ModelVersion, folder: Path) -> Path:
         """Copy the version's exported programs into the folder; DataError if they are not what was registered."""
         exported = self.model_tags(version).get("export")

@@ -150,6 +150,9 @@ def test_a_matrix_is_trained_so_many_at_once(server: Settings):
     assert {child["parameters"]["seed"] for child in (first, second)} == set(seeds)
     assert first["end_time"] <= second["start_time"], "one at once"
     assert ray_jobs() == jobs, "nothing was trained again"
+    shown = prefect(server, "artifacts/leaderboard-digits/latest")
+    assert shown["flow_run_id"] == run
+    assert "| progressive\\_gan v" in shown["data"]
 
 
 def registered(spec: RunSpec) -> int:
@@ -226,6 +229,10 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     told = Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"]
     assert told == with_interval(report.metric(report.primary))
     assert [row["result"] for row in artifact(stack, "evaluate-again")] == ["judged again", "judged again"]
+    key = f"leaderboard-{first.dataset_name}".replace("_", "-")
+    leaderboard = prefect(stack, f"artifacts/{key}/latest")["data"]
+    primary = load_report("evaluate", first, EvaluationReport).metric(report.primary)  # type: ignore[union-attr]
+    assert f"progressive\\_gan v1 \\(champion\\) | implicit | {primary.value:.4g} \\[" in leaderboard
     assert Registry().find(f"models:/{name}@champion").version == 1, "no alias moves"
 
 

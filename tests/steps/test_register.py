@@ -7,6 +7,7 @@ from finished_run import finished_run
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
+from genmodels.spec import RunSpec
 from genmodels.steps.register import register
 from genmodels.steps.reports import report_key
 from genmodels.storage.objects import store
@@ -69,3 +70,29 @@ def test_what_is_not_trained_or_evaluated_is_not_registered(tracking: Settings):
     with pytest.raises(SpecError, match="`train` it first"):
         register(spec)
     assert find_run(spec) is None
+
+
+def test_a_version_says_what_changed_against_the_champion_how_to_load_it_and_how_to_roll_back(tracking: Settings):
+    def description(spec: RunSpec) -> str:
+        report = register(spec)
+        answer = TrackingServer().get("model-versions/get", name=report.name, version=str(report.version))
+        return answer["model_version"]["description"]
+
+    overrides = ["fmap_max=3", "latent=3"]
+    champion = finished_run("progressive_gan", "digits", *overrides, seed=103, value=0.25)
+    Registry().set_alias("progressive_gan.digits", "champion", register(champion).version)
+    said = description(finished_run("progressive_gan", "digits", "fmap_max=3", "latent=5", seed=104, value=0.75))
+    version = Registry().find("models:/progressive_gan.digits@champion").version
+    assert f"Against version {version}, the champion:\n\n- latent: 3 → 5\n- seed: 103 → 104\n\n" in said
+    assert "| sliced_wasserstein_8 | 0.75 | 0.74 to 0.76 | 0.1 | 1.1 | 35.0% | 0.25 [0.24, 0.26] |" in said
+    assert f"Data: digest `{str(champion.dataset_digest)[:8]}`, licence " in said
+    assert 'mlflow.pyfunc.load_model("models:/progressive_gan.digits@champion")' in said
+    assert "genmodels promote progressive_gan.digits@previous" in said
+
+    otherwise = finished_run("progressive_gan", "digits", *overrides, seed=105, protocol={"images": 17})
+    assert "The champion was judged otherwise, so its numbers do not compare." in description(otherwise)
+    TrackingServer().send(
+        "DELETE", "mlflow/registered-models/alias", json={"name": "progressive_gan.digits", "alias": "champion"}
+    )
+    alone = finished_run("progressive_gan", "digits", *overrides, seed=106)
+    assert "There was no champion to compare it with." in description(alone)

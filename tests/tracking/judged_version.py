@@ -33,8 +33,7 @@ def judged_version(
     registered_as: str | None = None,
 ) -> ModelVersion:
     """The version of that model's run on that data set; the seed tells it from others."""
-    spec = RunSpec(model=model, dataset=dataset, preset=preset, config={}, seed=seed, code_version="test")
-    spec = spec.with_dataset(data)
+    spec = spec_of(model, dataset, seed=seed, data=data).model_copy(update={"preset": preset})
     evaluated(spec, *metrics, protocol=protocol, not_offered=not_offered)
     save_report(
         "train",
@@ -75,6 +74,12 @@ def judged_version(
         description="",
         summary="",
     )
+
+
+def spec_of(model: str, dataset: str, *, seed: int = 0, data: str = "a" * 64) -> RunSpec:
+    """Whose run key is of that data set's name too, which that of a real one is not."""
+    config = {"made_for": dataset}
+    return RunSpec(model=model, dataset=dataset, config=config, seed=seed, code_version="test", dataset_digest=data)
 
 
 def evaluated(

@@ -117,16 +117,17 @@ def test_what_was_judged_otherwise_is_set_apart_with_the_reason(tracking: Settin
     first, by_another_extractor, on_other_data = compare("apart").leaderboards
     assert {contender.model for contender in first.contenders} == {"vae", "gan", "dcgan"}
     assert by_another_extractor.why_apart == (
-        "Judged by another extractors.classifier.weights, so no number can be compared with those above; the flow "
-        "`evaluate-again` judges all of them alike."
+        "Judged otherwise (extractors.classifier.weights), so no number can be compared with those above; the "
+        "flow `evaluate-again` judges all of them alike."
     )
     assert by_another_extractor.columns[0].places == {"flow v1": 1}
     assert on_other_data.why_apart.startswith("Judged on other data: their digest is bbbbbbbb, not aaaaaaaa, so no ")
 
 
-def test_what_an_extractor_adds_to_one_protocol_does_not_contradict_another(tracking: Settings):
-    judged_version("vae", "more", metric("fid_classifier", 1.0), protocol={"extractors": {"classifier": {"size": 8}}})
-    more = {"extractors": {"classifier": {"size": 8}, "inception": {"size": 299}}}
+def test_what_only_one_model_was_asked_for_does_not_contradict_another(tracking: Settings):
+    less = {"extractors": {"classifier": {"size": 8}}, "label_agreement": False}
+    judged_version("vae", "more", metric("fid_classifier", 1.0), protocol=less)
+    more = {"extractors": {"classifier": {"size": 8}, "inception": {"size": 299}}, "label_agreement": True}
     judged_version("gan", "more", metric("fid_classifier", 1.0), metric("fid_inception", 1.0), protocol=more)
     [board] = compare("more").leaderboards
     assert board.protocol["extractors.inception.size"] == 299

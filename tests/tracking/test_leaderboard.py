@@ -1,0 +1,221 @@
+"""A comparison as people meet it: a page that stands alone, markdown, a run in MLflow, the command."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from judged_version import evaluated, judged_version, metric, spec_of
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from genmodels.settings import Settings
+from genmodels.tracking import leaderboard
+from genmodels.tracking.comparison import compare
+from genmodels.tracking.registry import ModelVersion
+from genmodels.tracking.rest import TrackingServer
+
+HOSTILE = "<img src=x onerror=alert(1)>|[x](javascript:alert(1))`"
+SCALE = {"floor": 80.0, "untrained": 480.0}
+
+
+@pytest.fixture(scope="module")
+def three(tracking: Settings) -> list[ModelVersion]:
+    """Three models of the data set `page`, one of which could not be judged on what it makes."""
+    gan = judged_version(
+        "gan", "page", metric("sliced_wasserstein", 180.0, 8.0, **SCALE), seconds=600, not_offered={"density": HOSTILE}
+    )
+    vae = judged_version(
+        "vae",
+        "page",
+        metric("bits_per_dim", 2.0, note="lower bound"),
+        metric("sliced_wasserstein", 280.0, 8.0, **SCALE),
+        metric("reconstruction_psnr", 20.0, better="higher"),
+        seconds=30,
+    )
+    autoencoder = judged_version(
+        "autoencoder",
+        "page",
+        metric("reconstruction_psnr", 30.0, better="higher"),
+        not_offered={"generation": "Autoencoder makes no new images."},
+    )
+    return [gan, vae, autoencoder]
+
+
+@pytest.fixture(scope="module")
+def written(three: list[ModelVersion], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of their page, with a hostile name and a hostile preset on it."""
+    judged_version(
+        "infogan",
+        "page",
+        metric(f"fid {HOSTILE}", 1.0),
+        registered_as=f"{HOSTILE.replace('/', '')}.page".replace(":", ""),
+        preset=HOSTILE,
+        protocol={HOSTILE: HOSTILE},
+    )
+    path = tmp_path_factory.mktemp("page") / "out.html"
+    leaderboard.save(leaderboard.page(compare("page")), path)
+    return path.as_uri()
+
+
+class Visit:
+    """A page of the browser that keeps what went wrong on it."""
+
+    def __init__(self, browser: Browser, address: str, **options: object):
+        self.page: Page = browser.new_page(**options)  # type: ignore[arg-type]
+        self.trouble: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.trouble.append(message.text))
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+
+    def column(self, table: Locator, index: int) -> list[str]:
+        return [row.locator("th, td").nth(index).inner_text().split()[0] for row in table.locator("tbody tr").all()]
+
+
+@pytest.fixture
+def visit(browser: Browser, written: str) -> Iterator[Visit]:
+    """The page on a large screen."""
+    visit = Visit(browser, written, viewport={"width": 1400, "height": 1000})
+    yield visit
+    visit.page.close()
+
+
+def test_the_page_shows_names_numbers_and_pictures_and_asks_nothing_of_the_network(visit: Visit):
+    page = visit.page
+    expect(page.get_by_role("heading", name="page", exact=True)).to_be_visible()
+    table = page.get_by_role("region", name="Leaderboard")
+    assert visit.column(table, 0)[:3] == ["gan", "vae", "autoencoder"]
+    gan = table.get_by_role("row", name="gan version 1")
+    expect(gan).to_contain_text("180")
+    expect(gan).to_contain_text("172 to 188")
+    expect(gan).to_contain_text("10 min")
+    expect(gan).to_contain_text("2 M")
+    expect(gan).to_contain_text("implicit")
+    assert visit.column(table, 1)[:3] == ["180", "280", "–"]
+    for axis in ("Generation", "Representation", "Density"):
+        expect(page.get_by_role("heading", name=axis, exact=True)).to_be_visible()
+    expect(page.get_by_role("img", name="sliced_wasserstein (lower is better) over training time")).to_be_visible()
+    for name in ("Samples of gan v1", "Samples of vae v1", "Reconstructions of autoencoder v1"):
+        picture = page.get_by_role("img", name=name)
+        expect(picture).to_be_visible()
+        assert picture.evaluate("image => image.naturalWidth") == 256
+    expect(page.get_by_text("Makes no new images: held-out images, each row above its reconstruction")).to_be_visible()
+    page.get_by_text("Not judged on generation: autoencoder v1").click()
+    expect(page.get_by_text("Autoencoder makes no new images.", exact=True)).to_be_visible()
+    assert [url for url in visit.requests if not url.startswith(("file:", "data:"))] == []
+    assert visit.trouble == []
+
+
+def test_the_line_under_a_value_runs_from_the_untrained_model_to_real_data(visit: Visit):
+    """180 is 75 % of the way from 480 to 80, and its interval from 73 % to 77 %."""
+    row = visit.page.get_by_role("region", name="Leaderboard").get_by_role("row", name="gan version 1")
+    assert row.locator(".track .interval").get_attribute("d") == "M73.0 4H77.0"
+    assert row.locator(".track .value").get_attribute("d") == "M75.0 0V8"
+    assert row.locator(".ends").inner_text().split() == ["480", "80"]
+
+
+def test_a_header_sorts_best_first_and_then_the_other_way(visit: Visit):
+    table = visit.page.get_by_role("region", name="Leaderboard")
+    table.get_by_role("button", name="reconstruction psnr").click()
+    assert visit.column(table, 0)[:2] == ["autoencoder", "vae"]
+    table.get_by_role("button", name="reconstruction psnr").click()
+    assert visit.column(table, 0)[:2] == ["vae", "autoencoder"]
+    table.get_by_role("button", name="training").click()
+    assert visit.column(table, 0)[0] == "vae"
+    expect(table.get_by_role("columnheader", name="training")).to_have_attribute("aria-sort", "ascending")
+
+
+def test_hostile_names_are_text_and_nothing_else(visit: Visit):
+    page = visit.page
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("a[href^=javascript]").count() == 0
+    expect(page.get_by_text(f", {HOSTILE}, seed 0").first).to_be_visible()
+    page.get_by_text("Not judged on density").first.click()
+    expect(page.get_by_text(HOSTILE, exact=True).first).to_be_visible()
+    assert visit.trouble == []
+
+
+def test_markdown_of_hostile_names_keeps_its_columns(written: str):
+    text = leaderboard.markdown(compare("page"))
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    for lines in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert not re.search(r"(?<!\\)<|(?<!\\)\]\(javascript", text)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, written: str, scheme: str):
+    visit = Visit(browser, written, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    red, green, blue = map(
+        int, re.findall(r"\d+", visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    )
+    assert (red + green + blue > 600) == (scheme == "light")
+    visit.page.close()
+
+
+def test_the_same_versions_are_one_run_in_mlflow_and_new_numbers_are_new_points(three: list[ModelVersion]):
+    server = TrackingServer()
+
+    def run() -> dict[str, object]:
+        return server.get("runs/get", run_id=run_id)["run"]
+
+    def history(key: str) -> list[float]:
+        points = server.get("metrics/get-history", run_id=run_id, metric_key=key).get("metrics", [])
+        return [point["value"] for point in sorted(points, key=lambda point: point["timestamp"])]
+
+    judged_version("gan", "kept", metric("sliced_wasserstein", 5.0), metric("ms_ssim", float("nan")), seconds=600)
+    judged_version("vae", "kept", metric("sliced_wasserstein", 6.0))
+    with ThreadPoolExecutor(2) as pool:
+        addresses = set(pool.map(leaderboard.log, [compare("kept"), compare("kept")]))
+    [run_id] = {re.search(r"/runs/(\w+)\?", address)[1] for address in addresses}  # type: ignore[index]
+    assert run()["info"]["run_name"].startswith("compare-kept-")  # type: ignore[index]
+    metrics = {entry["key"]: entry["value"] for entry in run()["data"]["metrics"]}  # type: ignore[index]
+    assert metrics["generation/sliced_wasserstein/gan.1"] == 5.0
+    assert metrics["place/sliced_wasserstein/vae.1"] == 2
+    assert metrics["cost/training_seconds/gan.1"] == 600
+    assert metrics["cost/parameters/gan.1"] == 2_001_500
+    assert not [key for key in metrics if "ms_ssim" in key]
+    files = {file["path"] for file in server.get("artifacts/list", run_id=run_id)["files"]}
+    assert files == {"leaderboard.html", "comparison.json", "images"}
+    pictures = [file["path"] for file in server.get("artifacts/list", run_id=run_id, path="images")["files"]]
+    assert {path.partition("+")[0] for path in pictures} == {"images/samples~gan.1", "images/samples~vae.1"}
+
+    evaluated(spec_of("vae", "kept"), metric("sliced_wasserstein", 4.0))
+    assert leaderboard.log(compare("kept")) in addresses
+    assert history("generation/sliced_wasserstein/vae.1") == [6.0, 4.0]
+    assert set(history("generation/sliced_wasserstein/gan.1")) == {5.0}
+    assert history("place/sliced_wasserstein/vae.1")[-1] == 1
+
+    judged_version("dcgan", "kept", metric("sliced_wasserstein", 7.0))
+    assert leaderboard.log(compare("kept")) not in addresses
+
+
+def test_mlflow_shows_the_page_and_the_tables(three: list[ModelVersion], page: Page):
+    page.goto(leaderboard.log(compare("page")))
+    expect(page.get_by_role("cell", name="180 [172, 188] 1").first).to_be_visible()
+    page.get_by_text("Artifacts", exact=True).last.click()
+    page.get_by_text("leaderboard.html").first.click()
+    frame = page.frame_locator("iframe").first
+    expect(frame.get_by_role("heading", name="page", exact=True)).to_be_visible()
+    expect(frame.get_by_role("img", name="Samples of gan v1")).to_be_visible()
+
+
+def test_the_command_prints_the_leaderboard_and_writes_the_page(three: list[ModelVersion], tmp_path: Path):
+    command = [sys.executable, "-m", "genmodels", "compare", "-d", "page", "--html", str(tmp_path / "out.html")]
+    for arguments in ([], ["--json"]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, env=os.environ)
+        if arguments:
+            [board] = json.loads(done.stdout.splitlines()[-1])["leaderboards"]
+            assert [each["model"] for each in board["contenders"]][:3] == ["gan", "vae", "autoencoder"]
+        else:
+            assert re.search(r"^1 +gan v1 +implicit +180 \[172, 188\] 1 ", done.stdout, re.MULTILINE), done.stdout
+            assert "In MLflow: http" in done.stdout
+    assert "<h1>page</h1>" in (tmp_path / "out.html").read_text()
