@@ -162,30 +162,27 @@ def _forget() -> None:
 
 def described(proposal: Proposal, spec: RunSpec) -> str:
     """Both models in markdown, pictures and all: what a person needs for a decision."""
-    challenger, champion = proposal.challenger, proposal.champion
-    titles = [f"challenger, version {challenger.version}"]
-    titles += [f"champion, version {champion.version}"] if champion else []
-    reports = [proposal.scores, proposal.champion_scores] if champion else [proposal.scores]
+    challenger, champion, scores = proposal.challenger, proposal.champion, proposal.scores
+    sides = {f"challenger {challenger.version}": scores}
+    if champion:
+        sides[f"champion {champion.version}"] = proposal.champion_scores
     rows = []
-    for metric in proposal.scores.metrics if proposal.scores else []:
-        values = [_value(report, metric.name) for report in reports]
-        primary = " (primary)" if proposal.scores and metric.name == proposal.scores.primary else ""
-        rows.append(f"| {metric.title}{primary} | {' | '.join(values)} | {metric.better} |")
-    pictures = [f"### {title}\n{_picture(report)}" for title, report in zip(titles, reports, strict=True)]
+    for metric in scores.metrics if scores else []:
+        better = {"lower": "↓", "higher": "↑"}[metric.better]
+        primary = ", decides" if scores and metric.name == scores.primary else ""
+        values = " | ".join(_value(report, metric.name) for report in sides.values())
+        rows.append(f"| {metric.title} {better}{primary} | {values} |")
     run_id = find_run(spec)
-    return "\n".join(
-        [
-            f"## Shall {challenger.name} version {challenger.version} be the champion?",
-            f"The rule would {'promote it' if proposal.decision.promoted else 'not'}: "
-            f"{escaped(proposal.decision.reason)}\n",
-            f"| metric | {' | '.join(titles)} | better |",
-            f"|---|{'---|' * len(titles)}---|",
-            *rows,
-            "",
-            *pictures,
-            f"\n[The run in MLflow]({run_page(run_id)})" if run_id else "",
-        ]
-    )
+    lines = [
+        f"## Shall {challenger.name} version {challenger.version} be the champion?",
+        f"By the rule: {'yes' if proposal.decision.promoted else 'no'}. {escaped(proposal.decision.reason)}\n",
+        f"| metric | {' | '.join(sides)} |",
+        "|---" * (1 + len(sides)) + "|",
+        *rows,
+        *(f"\n### {title}\n{_picture(report)}" for title, report in sides.items()),
+        f"\n[The run in MLflow]({run_page(run_id)})" if run_id else "",
+    ]
+    return "\n".join(lines)
 
 
 def _value(report: EvaluationReport | None, name: str) -> str:
@@ -200,6 +197,6 @@ def _picture(report: EvaluationReport | None) -> str:
     """The first of its pictures, which is that of its samples, translations or reconstructions."""
     name, address = next(iter(report.pictures.items()), ("", "")) if report else ("", "")
     try:
-        return f"![{escaped(name)}]({data_uri(store().read(address))})" if address else "There is no picture of it."
+        return f"![{name}]({data_uri(store().read(address))})" if address else "There is no picture of it."
     except MissingObject:
         return "Its picture is gone."

@@ -87,6 +87,7 @@ class Live:
         self._progress_id: UUID | None = None
         self._samples_id: UUID | None = None
         self._losses_id: UUID | None = None
+        self._progress: Progress | None = None
         self._last, self._images_shown = "starting on Ray", -1
         self._linked = step != "train"
         self._progress_due, self._samples_due = Every(5), Every(10)
@@ -94,14 +95,13 @@ class Live:
     def update(self, progress: Progress | None) -> None:
         """Publish what is new, if it is time to."""
         if progress:
-            self._last = described(progress)
+            self._last, self._progress = described(progress), progress
         if self._progress_due():
             self._publish_progress(progress.done / max(1, progress.total) if progress else 0.0, self._last)
         if self.step == "train" and self._samples_due():
             self._publish_samples()
             self._publish_run()
-            if progress:
-                self._publish_losses(progress)
+            self._publish_losses()
 
     def finish(self, *, before: bool = False) -> None:
         """Publish what a step has come to that has succeeded, now or `before` this run."""
@@ -109,6 +109,7 @@ class Live:
         if self.step == "train":
             self._publish_samples()
             self._publish_run()
+            self._publish_losses()
 
     @best_effort
     def _publish_progress(self, done: float, description: str) -> None:
@@ -133,7 +134,9 @@ class Live:
             client().update_artifact(self._samples_id, ArtifactUpdate(data=data_uri(png), description=description))
 
     @best_effort
-    def _publish_losses(self, progress: Progress) -> None:
+    def _publish_losses(self) -> None:
+        if (progress := self._progress) is None:
+            return
         rows = [{"loss": name, "value": f"{value:.5g}"} for name, value in progress.values.items()]
         description = f"{self.spec.model} on {self.spec.dataset} after {progress.done:,} images; their curves: MLflow"
         if self._losses_id is None:

@@ -337,9 +337,9 @@ class LocalStack:
             self._write_mlflow_users(anew=login_changed)
         if not stack.ray_token_path.exists():
             write_secret(stack.ray_token_path, secrets.token_hex(32))
-        programs = services(self.short_home, stack)
+        supervisord = supervisor_configuration(self.short_home, services(self.short_home, stack))
         write_secret(self.home / "s3.json", json.dumps(s3_identities(stack)))
-        write_secret(self.home / "supervisord.conf", supervisor_configuration(self.short_home, programs))
+        write_secret(self.home / "supervisord.conf", supervisord)
         write_secret(self.file, stack.model_dump_json(indent=2))
 
     def _write_mlflow_users(self, *, anew: bool) -> None:
@@ -542,7 +542,7 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
     for service in programs.values():
         config[f"program:{service.name}"] = {
             "command": quote(shlex.join(service.command)),
-            "environment": quote(",".join(f"{name}={in_quotes(value)}" for name, value in service.environment.items())),
+            "environment": quote(",".join(assignment(*entry) for entry in service.environment.items())),
             "autostart": "false",
             "autorestart": "true",
             "startsecs": "10",  # one that dies sooner, three times in a row, has failed
@@ -561,9 +561,13 @@ def supervisor_configuration(home: Path, programs: dict[str, Service]) -> str:
     return text.getvalue()
 
 
-def in_quotes(value: str) -> str:
-    """As a value of supervisor's `environment`, which is split as a shell would do it."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def assignment(name: str, value: str) -> str:
+    """An entry of supervisor's `environment`, in which nothing can be escaped."""
+    if value != value.strip("'\"") or set(value) & set('"\r\n'):
+        raise SpecError(
+            f"{name} has a quotation mark or a line break that supervisor cannot pass on; take another one."
+        )
+    return f'{name}="{value}"'
 
 
 def quote(value: str | Path) -> str:

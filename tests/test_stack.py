@@ -198,8 +198,8 @@ def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         LocalStack(tmp_path / "file/home").up()
 
 
-PREFECT_LOGIN = 'ops:pass word, "quoted" and 100%'
-MLFLOW_PASSWORD = 'pass word, "quoted" and 100%'
+MLFLOW_PASSWORD = "pass word, 'quoted' \\ and 100%"
+PREFECT_LOGIN = f"ops:{MLFLOW_PASSWORD}"
 LOGINS = {"prefect_auth_string": PREFECT_LOGIN, "mlflow_password": MLFLOW_PASSWORD}
 
 
@@ -220,6 +220,13 @@ def test_nothing_is_started_for_other_machines_without_logins(
         own.up()
     assert not list(processes_of(own.home))
     assert {path.name for path in own.home.iterdir()} == {"lock"}
+
+
+def test_a_login_that_cannot_be_passed_on_is_refused_unseen(own: LocalStack, configure: Callable[..., None]) -> None:
+    configure(**LOGINS | {"mlflow_password": 'a"b"c'})
+    with pytest.raises(SpecError, match=r"^MLFLOW_AUTH_ADMIN_PASSWORD has a quotation mark or a line break"):
+        own.up()
+    assert not own.file.exists()
 
 
 def test_with_logins_every_public_port_asks_for_them_and_no_other_port_is_public(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 from finished_run import finished_run
+from playwright.sync_api import Page, expect
 from prefect.client.schemas.objects import State
 from test_deployments import registered, server  # noqa: F401  (the fixture)
 from test_retrain import artifacts, prefect, wait_for
@@ -103,7 +104,7 @@ def test_what_is_no_answer_is_refused_and_one_valid_approval_makes_a_champion(st
     found = {key: artifact["data"] for key, artifact in artifacts(stack, run).items()}
     shown = found["approval-progressive-gan-digits"]
     assert shown.count("](data:image/webp;base64,") == 2, "both models' pictures"
-    assert "| sliced_wasserstein_8 (primary) | 0.9 [0.89, 0.91] | 0.5 [0.49, 0.51] | lower |" in shown
+    assert "| sliced_wasserstein_8 ↓, decides | 0.9 [0.89, 0.91] | 0.5 [0.49, 0.51] |" in shown
     recorded = found["promotion-progressive-gan-digits"]
     assert r"Ann \*the\* \<b\>Boss\</b\>" in recorded
     assert "](http" not in recorded
@@ -163,3 +164,38 @@ def test_nothing_changes_without_an_answer(
     assert "gate.verdict" not in version(new).tags
     assert answer(stack, run, ANN) == "ABORT", "too late"
     assert champion() == old
+
+
+def test_a_served_run_suspends_and_goes_on_when_the_form_is_filled(
+    server: Settings,  # noqa: F811
+    old: int,
+    page: Page,
+):
+    spec, new = challenger(937, 0.9)
+    deployment = prefect(server, "deployments/name/retrain/retrain")["id"]
+    parameters = {"model": "progressive_gan", "dataset": "digits", "overrides": TINY, "seed": 937, "workers": 1}
+    url = f"{server.prefect_api_url}/deployments/{deployment}/create_flow_run"
+    body = {"parameters": {**parameters, "promotion": "manual"}}
+    run = requests.post(url, json=body, timeout=60).json()["id"]
+    wait_for(lambda: prefect(server, f"flow_runs/{run}")["state"]["name"] == "Suspended", 300)
+
+    page.goto(f"{server.prefect_api_url.removesuffix('/api')}/runs/flow-run/{run}")
+    page.get_by_role("button", name="Resume").click()
+    form = page.get_by_role("dialog")
+    expect(form.get_by_text(f"Shall {NAME} version {new} be the champion?")).to_be_visible()
+    expect(form.get_by_text("0.9 [0.89, 0.91]", exact=True)).to_be_visible()
+    pictures = form.locator('img[src^="data:image"]')
+    expect(pictures).to_have_count(2)
+    assert min(picture.evaluate("image => image.naturalWidth") for picture in pictures.all()) >= 256
+    form.locator("fieldset button").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.get_by_role("option", name="approve").click()
+    form.locator("textarea").nth(0).fill("Ann")
+    form.locator("textarea").nth(1).fill("crisp")
+    form.get_by_role("button", name="Submit").click()
+
+    wait_for(lambda: prefect(server, f"flow_runs/{run}")["state"]["type"] == "COMPLETED", 300)
+    assert prefect(server, f"flow_runs/{run}")["state"]["message"] == "Approved by Ann (as claimed): crisp"
+    assert champion() == new
+    assert version(new).tags["approval.claimed_name"] == "Ann"
+    assert version(new).tags["run_key"] == spec.run_key

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from genmodels.jobs import RayJobs, latest_job
 from genmodels.settings import Settings
-from genmodels.spec import PrepareReport, Progress, RunSpec
+from genmodels.spec import PrepareReport, Progress, RunSpec, TrainReport
 from genmodels.steps.reports import folder, load_report, read_progress
 from genmodels.steps.resolve import resolve
 from genmodels.storage.objects import store
@@ -134,6 +134,36 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     assert tags["ray_job"] == outcome["addresses"]["ray"]
     assert outcome["addresses"]["ray"].rpartition("/")[2] in ray_jobs()
     assert prefect(stack, f"flow_runs/{flow_run_id(outcome)}")["name"].startswith("retrain-progressive_gan-digits-2")
+
+
+def test_a_run_says_what_it_cost_and_how_to_do_it_again(stack: Settings, outcome: dict[str, Any]):
+    found = artifacts(stack, flow_run_id(outcome))
+    wanted = "genmodels retrain progressive_gan --dataset digits --preset demo --workers 2 --seed 0"
+    overrides = "".join(f" --set {override}" for override in TINY)
+    commands = found["commands-progressive-gan-digits"]["data"]
+    assert f"{wanted} --promotion automatic{overrides}\n" in commands
+    [by_hand] = [line for line in commands.splitlines() if line.startswith("genmodels train ")]
+    spec = RunSpec.model_validate_json(store().read(by_hand.split()[-1]))
+    assert spec.run_key == outcome["run_key"]
+
+    rows = json.loads(found["costs-progressive-gan-digits"]["data"])
+    assert [row["step"] for row in rows] == ["prepare", "train", "evaluate", "register"]
+    run_id = outcome["addresses"]["mlflow"].rpartition("/")[2].partition("?")[0]
+    run = requests.get(f"{stack.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=30).json()
+    metrics = {metric["key"]: metric["value"] for metric in run["run"]["data"]["metrics"]}
+    trained = load_report("train", spec, TrainReport)
+    assert trained
+    losses = json.loads(found["losses-progressive-gan-digits"]["data"])
+    assert {row["loss"] for row in losses} == set(trained.losses)
+    assert metrics["cost/train/device_seconds"] >= 2 * trained.seconds, "of two workers"
+    assert metrics["cost/train/bytes_sent"] > 0
+    assert metrics["cost/evaluate/bytes_received"] > 0
+    assert "cost/train/energy_joules" not in metrics, "no driver told"
+
+    command = [sys.executable, "-m", "genmodels", "costs", "--since", "1d", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert set(told["started_by"]) >= {"retrain"}
+    assert told["models"]["progressive_gan"]["device_seconds"] >= metrics["cost/train/device_seconds"]
 
 
 def test_what_is_done_is_not_done_again_and_what_is_gone_is(stack: Settings, outcome: dict[str, Any]):
