@@ -120,6 +120,14 @@ def test_the_server_itself_refuses_what_no_form_offers(server: Settings, name: s
     assert requests.post(url, json={"parameters": parameters}, timeout=30).status_code in {409, 422}
 
 
+def test_schedules_make_runs_for_their_next_times(server: Settings):
+    watch = prefect(server, "deployments/name/watch-dataset/watch-dataset")["id"]
+    scheduled = {"flow_runs": {"tags": {"all_": ["auto-scheduled"]}, "deployment_id": {"any_": [watch]}}}
+    runs = wait_for(lambda: prefect(server, "flow_runs/filter", **scheduled))
+    assert {run["created_by"]["display_value"] for run in runs} == {"nightly"}
+    assert {run["expected_start_time"][11:16] for run in runs} == {"03:15"}
+
+
 def test_a_matrix_is_trained_so_many_at_once(server: Settings):
     """Both runs are done already, so that each only looks that up."""
     seeds = [900, 901]
