@@ -14,6 +14,7 @@ import pytest
 import requests
 from finished_run import finished_run
 from prefect import flow, get_client, task
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.webhook import Webhook
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
@@ -101,6 +102,33 @@ def test_a_block_that_is_not_there_is_refused(stack: Settings, none_published: N
     with pytest.raises(SpecError, match="Prefect has no block 'slack-webhook/nowhere'"):
         publish_alerts()
     assert not automations(stack)
+
+
+def test_a_notification_block_is_told_in_words(
+    stack: Settings,
+    none_published: None,
+    receiver: tuple[str, "Queue[dict[str, str]]"],
+    configure: Callable[..., None],
+):
+    """Slack, mail and the like are such blocks; this one posts to the receiver."""
+    address, received = receiver
+    block = CustomWebhookNotificationBlock(
+        name="receiver",
+        url=address,
+        json_data={"subject": "{{subject}}", "body": "{{body}}"},
+    )
+    block.save("receiver", overwrite=True)
+    configure(alert_block="custom-webhook/receiver")
+    publish_alerts()
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(deployed(retrain).apply(), parameters={}, state=Pending())
+    state = {"type": "FAILED", "message": "train vae failed on worker 1 of 2: no space left."}
+    url = f"{stack.prefect_api_url}/flow_runs/{run.id}/set_state"
+    requests.post(url, json={"state": state, "force": True}, timeout=60).raise_for_status()
+    told = received.get(timeout=90)
+    assert told["subject"] == "genmodels: a run failed"
+    assert told["body"].startswith(f"{run.name}: train vae failed on worker 1 of 2: no space left.\n")
+    assert told["body"].endswith(f"/runs/flow-run/{run.id}")
 
 
 @task(task_run_name="{name}")
