@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     alert_minutes: float = Field(default=15.0, ge=1 / 6, description="without progress of a step, until an alert")
     bind: IPv4Address = Field(
         default=IPv4Address("127.0.0.1"),
-        description="where the servers of `up` listen; beyond this machine with logins",
+        description="where the pages of `up` are; beyond this machine with logins",
     )
     mirror: str | None = Field(default=None, description="base address in the place of every public data address")
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")

@@ -1,6 +1,7 @@
 """The local stack: SeaweedFS (S3), MLflow, Prefect and a Ray head under supervisord, on the loopback interface.
 
-With GENMODELS_BIND their four public ports are on another one, and only with a login to each; all others stay.
+With GENMODELS_BIND the pages of MLflow, Prefect and Ray are on another one, and only with a login to each. All other
+ports stay, those of SeaweedFS among them: the one by which it is administered has no login.
 Everything lies under one folder, `GENMODELS_HOME`: data, logs, the supervisor's configuration and `stack.json`, which
 tells every other command the addresses and credentials. Files with secrets have mode 0600, and no secret is on a
 command line.
@@ -75,7 +76,7 @@ class Stack(BaseModel):
         """The same with these ports in its addresses."""
         host = HOST if self.bind.is_unspecified else str(self.bind)
         addresses = {
-            "s3_endpoint": f"http://{host}:{ports['s3']}",
+            "s3_endpoint": f"http://{HOST}:{ports['s3']}",
             "mlflow_url": f"http://{host}:{ports['mlflow']}",
             "prefect_api_url": f"http://{host}:{ports['prefect']}/api",
             "ray_address": f"http://{host}:{ports['ray']}",
@@ -166,7 +167,6 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "-filer.disableHttp",
                 f"-filer.localSocket={home / 'run/filer.sock'}",
                 "-s3",
-                f"-s3.ip.bind={stack.bind}",
                 f"-s3.config={home / 's3.json'}",
                 f"-s3.localSocket={home / 'run/s3.sock'}",
                 "-s3.port.iceberg=0",
