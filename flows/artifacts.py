@@ -168,7 +168,7 @@ def alarm_event(alarm: Alarm, spec: RunSpec) -> None:
             "prefect.resource.id": f"genmodels.run.{spec.run_key}",
             "prefect.resource.name": f"{spec.model} on {spec.dataset}",
         },
-        payload=alarm.model_dump(mode="json"),
+        payload=json.loads(alarm.model_dump_json()),  # in which infinity is a word
     )
 
 

@@ -82,7 +82,8 @@ class ModeCollapse(Guard):
     """How much closer images that the model makes lie to their nearest neighbour than real ones do.
 
     The median distance of a real image, among as many, over that of a made one: about 1 if the model is as diverse as
-    the data, large if it repeats itself (the birthday paradox test of Arora & Zhang 2017, in degrees).
+    the data, large if it repeats itself (the birthday paradox test of Arora & Zhang 2017, in degrees). On digits
+    healthy models of six kinds ended at 0.5 to 3.0, and those with a latent of one dimension at 92 and more.
     """
 
     name = "mode_collapse"
@@ -100,8 +101,10 @@ class ModeCollapse(Guard):
 
 class StrongDiscriminator(Guard):
     """Share of pairs of a real image and a made one of which the discriminator takes the right one to be more real. One
-    that never errs has its loss at the floor, and the generator learns little from it. A critic (WGAN) ought to be as
-    strong as can be and is not watched."""
+    that never errs has its loss at the floor, and the generator learns little from it. On digits that is 0.999 at 100
+    times a healthy one's learning rate, which has 0.64 to 0.74; but a conditional GAN that knows its images by heart
+    has 0.998 and makes good ones, so that by default it is a warning. A critic (WGAN) ought to be as strong as can be
+    and is not watched."""
 
     name = "strong_discriminator"
     sentence = "the discriminator tells {value:.2%} of all made images from real ones (alarm above {threshold:.2%})"

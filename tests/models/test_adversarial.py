@@ -12,6 +12,7 @@ from genmodels.data.loader import Loader
 from genmodels.models import build
 from genmodels.models.adversarial import Adversarial, AdversarialConfig, shifted
 from genmodels.models.base import DataInfo, Input
+from genmodels.spec import TrainingSpec
 from genmodels.training.bench import random_data
 from genmodels.training.engine import Engine
 
@@ -129,6 +130,25 @@ def test_a_resumed_run_goes_on_with_the_same_augmentation(tmp_path: Path):
     state = whole.model.state_dict()
     assert 0 < state["adversarial.augmentation.probability"] < 1
     assert all(torch.equal(value, state[name]) for name, value in second.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan", "infogan"])
+def test_bf16_autocast_keeps_weights_in_fp32_and_losses_close(name):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        data = random_data({"image": Input(resolution=8)}, channels=1, classes=0)
+        model = build(name, {"resolution": 8, "batch_images": 16}, DataInfo(channels=1), seed=0)
+        engine = Engine(
+            model,
+            lambda stage, data=data: Loader(data, stage.inputs, stage.batch_images, seed=0),
+            training=TrainingSpec(precision=precision),
+        )
+        engine.step()
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        losses.append(engine.losses())
+    fp32, bf16 = losses
+    for term in ("discriminator/loss", "generator/loss"):
+        assert bf16[term] == pytest.approx(fp32[term], rel=0.05)
 
 
 def test_r1_looks_at_real_images_and_r2_at_fakes():
