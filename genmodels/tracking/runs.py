@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
 
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
 from genmodels.settings import settings
@@ -339,7 +339,7 @@ class MetricsQueue:
             wait=wait_exponential_jitter(multiplier=0.5, max=15),
             sleep=self._sleep,
             stop=stop_when_event_set(self._given_up),
-            before_sleep=before_sleep_log(log, logging.INFO),
+            before_sleep=_log_retry,
             reraise=True,
         )
         server = TrackingServer(retrying)
@@ -412,6 +412,10 @@ class MetricsQueue:
         self._next_sample = now + SYSTEM_SECONDS
         age = int(now - self._run["start_time"] / 1000)
         self.log(system_metrics(), max(age, 0))
+
+
+def _log_retry(state: RetryCallState) -> None:
+    log.info("%s Trying again in %.0f s.", state.outcome and state.outcome.exception(), state.upcoming_sleep)
 
 
 def _metric(entry: Entry) -> dict[str, Any]:

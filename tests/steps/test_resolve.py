@@ -91,6 +91,8 @@ print(json.dumps(loaded))
         (("progressive_gan", "digits", "demo", ["learning_rate=-1"]), "'learning_rate' cannot be -1"),
         (("progressive_gan", "digits", "demo", ["learning_rate"]), "key=value, not 'learning_rate'"),
         (("progressive_gan", "digits", "demo", ["batch_images=32"], 0, 3), "batch of 32 .* take a multiple of 3"),
+        (("gan", "digits", "demo", ["training.min_workers=2"], 0, 4), "batch of 100 .* take a multiple of 3"),
+        (("gan", "digits", "demo", ["training.min_workers=3"], 0, 2), "'min_workers' cannot be 3: the run has 2"),
         (("progressive_gan", "digits", "demo", [], -1), "'seed' cannot be -1"),
         (("progressive_gan", "digits", "demo", [], 0, 0), "'workers' cannot be 0"),
         (("progressive_gan", "photos"), "one set of images, but photos is two unpaired domains"),
