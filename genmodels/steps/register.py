@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -168,6 +169,8 @@ def _log_pictures(
     queue.close()
 
 
+MAX_DESCRIPTION_LENGTH = 5000  # as MLflow declares it to its database, and PostgreSQL means it
+MAX_CHANGES, MAX_CHANGE_LENGTH = 20, 100
 DESCRIPTION = """\
 {title} on `{dataset}`, preset `{preset}`, seed {seed}: {images:,} images shown in {seconds:,.0f} s of training.
 `{primary}` decides whether it becomes champion. Data: digest `{digest}`, licence {licence}.
@@ -205,7 +208,7 @@ def describe(
     registry: Registry,
 ) -> str:
     """The version's page in markdown: what it is, what changed against the champion, its numbers, its pictures, how to
-    load it and how to roll back."""
+    load it and how to roll back. The last of many numbers may not fit; MLflow shows them among the run's metrics."""
     name = f"{spec.model}.{spec.dataset_name}"
     against, others = _against_champion(spec, evaluation, name, registry)
     rows = [
@@ -223,7 +226,8 @@ def describe(
         "reconstructs": "reconstructed = model.predict(images)",
     }
     manifest = store().get_record(f"datasets/{spec.dataset_name}/{spec.dataset_digest}/manifest.json", Manifest)
-    return DESCRIPTION.format(
+    text = partial(
+        DESCRIPTION.format,
         title=MODELS[spec.model].title,
         dataset=spec.dataset,
         preset=spec.preset,
@@ -234,11 +238,13 @@ def describe(
         digest=str(spec.dataset_digest)[:8],
         licence=manifest.licence if manifest else "unknown",
         against=against,
-        rows="\n".join(rows),
         pictures="\n".join(pictures),
         name=name,
         call=call[facts["kind"]],
     )
+    while len(described := text(rows="\n".join(rows))) > MAX_DESCRIPTION_LENGTH and rows:
+        rows.pop()
+    return described
 
 
 def _against_champion(
@@ -256,8 +262,9 @@ def _against_champion(
         return "It is the champion.", {}
     if before is None:
         return f"What version {champion.version}, the champion, was made from is gone.", {}
-    changed = [f"- {what}: {was} → {now}" for what, (was, now) in differences(before, spec).items()]
-    against = "\n".join([f"Against version {champion.version}, the champion:", "", *changed])
+    changed = [f"- {what}: {was} → {now}"[:MAX_CHANGE_LENGTH] for what, (was, now) in differences(before, spec).items()]
+    more = [f"- and {len(changed) - MAX_CHANGES} more"] if len(changed) > MAX_CHANGES else []
+    against = "\n".join([f"Against version {champion.version}, the champion:", "", *changed[:MAX_CHANGES], *more])
     scores = evaluation_of(champion, registry)
     if scores is None or contradictions(evaluation, scores):
         return f"{against}\n\nThe champion was judged otherwise, so its numbers do not compare.", {}

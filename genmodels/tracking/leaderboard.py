@@ -18,13 +18,14 @@ from genmodels.settings import settings
 from genmodels.spec import Metric, digest
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.chart import chart
-from genmodels.tracking.comparison import AXES, Column, Comparison, Contender, Leaderboard
+from genmodels.tracking.comparison import AXES, Axis, Column, Comparison, Contender, Leaderboard
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, log_metrics, run_page, set_tags, the_one_run
 
 HEADER = ["", "model", "density"]
 PICTURES_IN_A_ROW = 4
 COST = ["parameters", "training", "images/s"]
+MAX_NOTE_LENGTH = 8000
 NOT_OF_MLFLOW = re.compile(r"[^\w\-. /]", re.ASCII)  # what no name of a metric or a picture may hold
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 
@@ -52,8 +53,8 @@ def save(page: str, path: Path) -> None:
         ) from error
 
 
-def markdown(comparison: Comparison, pictures: Mapping[str, str] = {}) -> str:
-    """The numbers as tables, for Prefect's pages and MLflow's; with the addresses of pictures, by label, if given."""
+def markdown(comparison: Comparison, pictures: Mapping[str, str] = {}, axes: Sequence[Axis] = AXES) -> str:
+    """A table of all models at a glance, and one of each axis; with the addresses of pictures, by label, if given."""
     parts: list[str] = []
     for board in comparison.leaderboards:
         parts += [f"**{escaped(board.why_apart)}**"] if board.why_apart else []
@@ -63,12 +64,18 @@ def markdown(comparison: Comparison, pictures: Mapping[str, str] = {}) -> str:
             row = shown[first : first + PICTURES_IN_A_ROW]
             images = [f"![{escaped(label)}]({pictures[label]})" for label in row]
             parts.append(_rows([list(map(escaped, row)), ["---"] * len(row), images]))
-        for axis in AXES:
+        for axis in axes:
             if columns := board.of_axis(axis):
                 parts += [f"### {axis.capitalize()}", _table(*_axis_table(board, columns))]
     if comparison.left_out:
         parts += ["### Left out", *(f"- {escaped(f'{name}: {why}')}" for name, why in comparison.left_out.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def note(comparison: Comparison) -> str:
+    """The same at a glance alone, which MLflow's pages show above a run; it keeps no more than so many characters."""
+    text = markdown(comparison, axes=())
+    return text if len(text) <= MAX_NOTE_LENGTH else text[:MAX_NOTE_LENGTH].rpartition("\n")[0]
 
 
 def log(comparison: Comparison) -> str:
@@ -84,7 +91,7 @@ def log(comparison: Comparison) -> str:
     run_id = the_one_run(record, name, identity, experiment=comparison.dataset, server=server)
     log_metrics(run_id, _numbers(comparison), server)
     tags = {"dataset": comparison.dataset, "mlflow.source.name": "genmodels"}
-    set_tags(run_id, {**tags, "mlflow.note.content": markdown(comparison)}, server)
+    set_tags(run_id, {**tags, "mlflow.note.content": note(comparison)}, server)
     folder = server.get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]
     server.put_artifact(folder, "leaderboard.html", page(comparison).encode())
     server.put_artifact(folder, "comparison.json", comparison.model_dump_json(indent=2).encode())

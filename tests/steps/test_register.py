@@ -7,9 +7,9 @@ from finished_run import finished_run
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import RunSpec
-from genmodels.steps.register import register
-from genmodels.steps.reports import report_key
+from genmodels.spec import EvaluationReport, RunSpec, TrainReport
+from genmodels.steps.register import describe, register
+from genmodels.steps.reports import load_report, report_key
 from genmodels.storage.objects import store
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
@@ -96,3 +96,13 @@ def test_a_version_says_what_changed_against_the_champion_how_to_load_it_and_how
     )
     alone = finished_run("progressive_gan", "digits", *overrides, seed=106)
     assert "There was no champion to compare it with." in description(alone)
+
+    evaluation, trained = (
+        load_report("evaluate", alone, EvaluationReport),
+        load_report("train", alone, TrainReport),
+    )
+    assert evaluation and trained
+    many = evaluation.model_copy(update={"metrics": evaluation.metrics * 100})
+    long = describe(alone, many, trained, {"kind": "samples"}, "0", Registry())
+    assert 4900 < len(long) <= 5000, "as much as MLflow keeps, with all but the last metrics"
+    assert "genmodels promote progressive_gan.digits@previous" in long

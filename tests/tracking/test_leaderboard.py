@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from genmodels.settings import Settings
 from genmodels.tracking import leaderboard
-from genmodels.tracking.comparison import compare
+from genmodels.tracking.comparison import Column, Comparison, Contender, Leaderboard, compare
 from genmodels.tracking.registry import ModelVersion
 from genmodels.tracking.rest import TrackingServer
 
@@ -148,6 +148,36 @@ def test_markdown_of_hostile_names_keeps_its_columns(written: str):
     for lines in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(javascript", text)
+
+
+def test_a_note_that_is_too_long_for_mlflow_ends_with_a_whole_row():
+    many = [
+        Contender(
+            name=f"vae_{index}.many",
+            version=1,
+            aliases=[],
+            model=f"vae_{index}",
+            preset="demo",
+            seed=0,
+            density="implicit",
+            metrics={"fid": metric("fid", float(index))},
+            not_judged={},
+            parameters={},
+            workers=1,
+            shows="samples",
+            picture=None,
+            page="",
+        )
+        for index in range(200)
+    ]
+    places = {contender.label: 1 for contender in many}
+    column = Column(name="fid", axis="generation", better="lower", floor=None, baselines={}, places=places)
+    for count in (3, 200):
+        board = Leaderboard(protocol={}, columns=[column], contenders=many[:count])
+        lines = leaderboard.note(Comparison(dataset="many", leaderboards=[board], left_out={})).strip().splitlines()
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
+        assert len("\n".join(lines)) <= 8000
+        assert (len(lines) == 2 + count) == (count == 3)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
