@@ -54,7 +54,7 @@ def disentanglement(
 
 
 def mutual_information_gap(judged: Coded, times: Tensor) -> Tensor:
-    """MIG (Chen, Li, Grosse & Duvenaud 2018, eq. 6), (R,): how much more of a factor the dimension that knows most of
+    """MIG (Chen, Li, Grosse & Duvenaud 2018), (R,): how much more of a factor the dimension that knows most of
     it knows than the second, as a share of the factor's entropy; the mean over factors. From the frequencies of 20
     equal bins of each dimension, which find a little information where there is none, but about as much in any two."""
     low, high = judged.codes.amin(dim=0), judged.codes.amax(dim=0)

@@ -21,7 +21,7 @@ AXES: tuple[Axis, ...] = ("generation", "representation", "density")
 AXIS_OF: dict[Axis, re.Pattern[str]] = {  # whatever else is measured is of what a model makes
     "density": re.compile(r"bits_per_dim|nats|iwae|elbo"),
     "representation": re.compile(
-        r"reconstruction|linear_probe|nearest_neighbour_accuracy|prior_mmd|perceptual_path|active_units"
+        r"reconstruction|linear_probe|nearest_neighbour_accuracy|prior_mmd|perceptual_path|active_units|cluster_accuracy"
         r"|mig|dci|sap|factor_?vae|disentanglement|completeness|informativeness|modularity"
     ),
 }
