@@ -43,7 +43,7 @@ from genmodels.nn.pixel_likelihood import Categorical
 
 class Config(ModelConfig):
     """The defaults are those for ImageNet 256x256, with top codes of 32x32 and bottom codes of 64x64. Both priors are
-    of one size, without dropout; the lengths of the stages are ours."""
+    of one size, and without the paper's dropout and output stack; the lengths of the stages are ours."""
 
     resolution: int = Field(256, ge=4)
     levels: int = Field(256, ge=2, le=256, description="values of a pixel, for the likelihood")
@@ -85,7 +85,7 @@ class Config(ModelConfig):
             "width": 64,
             "residual_blocks": 1,
             "codes": 128,
-            "code_dimensions": 32,
+            "code_dimensions": 16,
             "learning_rate": 1e-3,
             "batch_images": 64,
             "images": 300_000,
@@ -226,10 +226,9 @@ class Autoencoder(nn.Module):
     def __init__(self, config: Config, channels: int):
         super().__init__()
         top, *bottom = config.strides.values()
-        inputs = [config.width] * len(bottom) + [channels]
-        self.levels = nn.ModuleList([Level(config, inputs[0], top, below=False)])
+        self.levels = nn.ModuleList([Level(config, config.width if bottom else channels, top, below=False)])
         self.levels.extend(Level(config, channels, stride, below=True) for stride in bottom)
-        self.decoder = decoder(config, config.code_dimensions * len(inputs), channels, config.downsampling)
+        self.decoder = decoder(config, config.code_dimensions * config.code_maps, channels, config.downsampling)
 
     @property
     def of_levels(self) -> list[Level]:
@@ -265,7 +264,7 @@ class Autoencoder(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """What a prior is told of the codes above, (B, h, w) -> (B, F, 2h, 2w): the more so as it sees all of them."""
+    """What a prior is told at each place of the codes above, there and around: (B, h, w) -> (B, F, 2h, 2w)."""
 
     def __init__(self, config: Config):
         super().__init__()
