@@ -103,7 +103,7 @@ class Stack(BaseModel):
             return {"mlflow": f"sqlite:///{home / 'mlflow/mlflow.db'}"}  # Prefect's own choice is SQLite in its home
         server = self.database_url.rstrip("/")
         return {
-            "mlflow": f"{server}/mlflow",
+            "mlflow": f"{server.replace('postgresql://', 'postgresql+psycopg://', 1)}/mlflow",
             "prefect": f"{server.replace('postgresql://', 'postgresql+asyncpg://', 1)}/prefect",
         }
 

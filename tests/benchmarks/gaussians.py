@@ -2,10 +2,9 @@
 
     python tests/benchmarks/gaussians.py [--images 1000000] [--losses non_saturating wgan_gp] [--seeds 3]
 
-Prints, for 8 Gaussians on a ring and 25 on a grid, the modes found and the share of high-quality samples as Srivastava
-et al. (VEEGAN, 2017) count them: of 2,500 samples those within three standard deviations of a mode, and the modes with
-at least one of them. The networks and the data are theirs (appendix of PacGAN: Lin et al. 2018); Adam and the losses
-are those of `gan`.
+Prints, for 8 Gaussians on a ring and 25 on a grid, the share of high-quality samples (of 2,500 those within three
+standard deviations of a mode) and the modes found (those with at least one of them). Adam and the losses are those of
+`gan`.
 """
 
 import argparse

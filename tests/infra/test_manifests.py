@@ -264,6 +264,7 @@ def test_addresses_lead_to_the_servers_of_that_name():
 
 def test_the_worker_is_told_all_that_the_flows_need():
     needed = VARIABLES - {
+        "GENMODELS_BIND",
         "GENMODELS_MIRROR",
         "GENMODELS_DATABASE_URL",
         "GENMODELS_CACHE_DIR",
