@@ -107,7 +107,7 @@ def test_all_workers_go_on_from_the_checkpoint_that_the_first_one_found(checkpoi
         checkpoints.save({"images": images}, images)
         checkpoints.wait()
     run.workers = Second()
-    assert _Loop(run, checkpoints, None).newest_checkpoint() == {"images": 8}
+    assert _Loop(run, checkpoints, None).agreed(checkpoints.latest) == {"images": 8}
 
 
 def test_a_snapshot_does_not_see_what_training_does_next(checkpoints: Checkpoints):
