@@ -4,7 +4,6 @@ Without more, an automation only leaves its event in Prefect. Whom it tells, by 
 is made on Prefect's pages and named by GENMODELS_ALERT_BLOCK, or an action that is added to it there.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Literal
@@ -84,8 +83,8 @@ def _publish(alert: AutomationCore, client: SyncPrefectClient) -> Change:
 
 
 def _content(automation: AutomationCore) -> dict[str, object]:
-    """What of an automation is ours to say, in the form in which two are compared."""
-    return json.loads(automation.model_dump_json(include={"description", "tags", "trigger", "actions"}))
+    """What of an automation is ours to say."""
+    return automation.model_dump(include={"description", "tags", "trigger", "actions"})
 
 
 def _alert(name: str, about: str, trigger: EventTrigger, message: str) -> AutomationCore:

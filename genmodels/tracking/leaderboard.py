@@ -19,6 +19,7 @@ from genmodels.spec import Metric, digest
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.chart import chart
 from genmodels.tracking.comparison import AXES, Axis, Column, Comparison, Contender, Leaderboard
+from genmodels.tracking.lease import lease
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, log_metrics, run_page, set_tags, the_one_run
 
@@ -84,8 +85,12 @@ def log(comparison: Comparison) -> str:
     Its metrics are AXIS/METRIC/MODEL.VERSION, its pictures are the models' sample grids, its files the page and the
     comparison as JSON. Logged again, it says what is new: a metric whose value has not changed gets no second point.
     """
-    server = TrackingServer()
     key = digest(sorted(f"{contender.name}/{contender.version}" for contender in comparison.contenders))
+    with lease(f"comparison/{key}"):  # two at once would give every metric a second point
+        return run_page(_logged(comparison, key, TrackingServer()))
+
+
+def _logged(comparison: Comparison, key: str, server: TrackingServer) -> str:
     name = f"compare-{comparison.dataset}-{key[:8]}"
     record, identity = f"comparisons/{key}.json", ("comparison", key)
     run_id = the_one_run(record, name, identity, experiment=comparison.dataset, server=server)
@@ -103,7 +108,7 @@ def log(comparison: Comparison) -> str:
                 path.write_bytes(png)
                 queue.image(f"samples/{_metric_part(contender)}", path, 0)
     queue.close()
-    return run_page(run_id)
+    return run_id
 
 
 def glance(board: Leaderboard) -> tuple[list[str], list[list[str]]]:

@@ -1,6 +1,7 @@
 """What is published in Prefect, and the flows that Prefect starts itself, on the real stack."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     told = Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"]
     assert told == with_interval(report.metric(report.primary))
     assert [row["result"] for row in artifact(stack, "evaluate-again")] == ["judged again", "judged again"]
-    key = f"leaderboard-{first.dataset_name}".replace("_", "-")
+    key = re.sub(r"[^a-z0-9]+", "-", f"leaderboard-{first.dataset_name}")
     leaderboard = prefect(stack, f"artifacts/{key}/latest")["data"]
     primary = load_report("evaluate", first, EvaluationReport).metric(report.primary)  # type: ignore[union-attr]
     assert f"progressive\\_gan v1 \\(champion\\) | implicit | {primary.value:.4g} \\[" in leaderboard
