@@ -16,7 +16,6 @@ from genmodels.models.base import (
     Density,
     Ema,
     GenerativeModel,
-    Input,
     LossTerms,
     ModelConfig,
     Stage,
@@ -31,6 +30,9 @@ class ToyConfig(ModelConfig):
     resolution: int = 4
     batch_images: int = 8
     images: int = 160
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        return [Stage(name, self.images, self.batch_images, self.inputs(data), 4) for name in ("first", "second")]
 
 
 class Toy(GenerativeModel):
@@ -48,11 +50,6 @@ class Toy(GenerativeModel):
         self.unused = nn.Linear(2, 2)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.3, generator=generator)
-
-    def stages(self) -> list[Stage]:
-        inputs = {"image": Input("image", resolution=4)}
-        c = self.config
-        return [Stage(name, c.images, c.batch_images, inputs, 4) for name in ("first", "second")]
 
     def updates(self, stage: Stage) -> list[Update]:
         halving = lambda images: 0.5 if images >= stage.images / 2 else 1.0  # noqa: E731

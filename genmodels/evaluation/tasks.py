@@ -505,7 +505,7 @@ def _protocol(manifest: Manifest, extractors: Sequence[Extractor]) -> dict[str, 
 
 
 def _conditional(model: Any) -> bool:
-    return "label" in model.stages()[-1].inputs
+    return "label" in model.stages[-1].inputs
 
 
 def _mean(values: Tensor, replicates: int) -> Estimate:

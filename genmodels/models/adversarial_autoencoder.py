@@ -13,18 +13,30 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from genmodels.errors import SpecError
 from genmodels.losses import ADVERSARIAL
 from genmodels.models.autoencoding import AutoencodingConfig, AutoencodingModel
-from genmodels.models.base import Adam, Batch, Context, DataInfo, Density, LossTerms, Stage, Update, scaled
+from genmodels.models.base import (
+    Adam,
+    Batch,
+    ConditionalConfig,
+    Context,
+    DataInfo,
+    Density,
+    LossTerms,
+    Stage,
+    Update,
+    scaled,
+)
 from genmodels.nn.coders import dense
 from genmodels.nn.priors import PRIORS
 
 UNKNOWN = -1  # the label of an image whose class the model is not told
 
 
-class Config(AutoencodingConfig):
+class Config(ConditionalConfig, AutoencodingConfig):
     """The defaults are the paper's networks for MNIST (appendix A), with Adam in place of SGD with momentum."""
+
+    stage = "adversarial"
 
     hidden: tuple[int, ...] = Field((1000, 1000), description="sizes of the coders' dense layers")
     discriminator_hidden: tuple[int, ...] = (1000, 1000)
@@ -78,13 +90,10 @@ class AdversarialAutoencoder(AutoencodingModel):
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     density = Density.IMPLICIT
     title = "Adversarial autoencoder"
-    stage = "adversarial"
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data, code=config.latent)
-        if config.conditional and not data.classes:
-            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
-        self.classes = data.classes if config.conditional else 0
+        self.classes = config.classes(data)
         told = self.classes + 1 if config.conditional else 0
         self.discriminator = dense([config.latent + told, *config.discriminator_hidden, 1])
         self.adversarial = ADVERSARIAL[config.adversarial_loss]

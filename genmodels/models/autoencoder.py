@@ -17,6 +17,8 @@ class Config(AutoencodingConfig):
     """The defaults are the paper's networks for MNIST, 784-1000-500-250-30, with ReLU and Adam in place of sigmoids and
     pretraining layer by layer."""
 
+    stage = "reconstruction"
+
     hidden: tuple[int, ...] = Field((1000, 500, 250), description="sizes of dense layers; none makes it linear")
     code: int = Field(30, ge=1, description="size of the code")
     batch_images: int = Field(128, ge=1)
@@ -34,7 +36,6 @@ class Autoencoder(AutoencodingModel):
     Config = Config
     density = Density.NONE
     title = "Autoencoder"
-    stage = "reconstruction"
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data, code=config.code)

@@ -1,15 +1,13 @@
 """What the models share that encode an image to a vector and decode it by a network that mirrors the encoder."""
 
-from typing import ClassVar
-
 from pydantic import Field
 from torch import Tensor
 
-from genmodels.models.base import Batch, Context, DataInfo, GenerativeModel, Input, LossTerms, ModelConfig, Stage
+from genmodels.models.base import Batch, Context, DataInfo, GenerativeModel, LossTerms, OneStageConfig
 from genmodels.nn.coders import Architecture, decoder, encoder
 
 
-class AutoencodingConfig(ModelConfig):
+class AutoencodingConfig(OneStageConfig):
     """The settings that these models share."""
 
     resolution: int = Field(28, ge=4)
@@ -22,7 +20,7 @@ class AutoencodingConfig(ModelConfig):
 
 
 class AutoencodingModel(GenerativeModel):
-    """One stage, of the name `stage`. B batch, C channels, H height, W width, D code.
+    """One stage. B batch, C channels, H height, W width, D code.
 
     Args:
         code: D.
@@ -31,20 +29,12 @@ class AutoencodingModel(GenerativeModel):
 
     Config = AutoencodingConfig
     config: AutoencodingConfig
-    stage: ClassVar[str]
-    classes: int = 0  # of which it is told; 0: of none
 
     def __init__(self, config: AutoencodingConfig, data: DataInfo, *, code: int, encoded: int | None = None):
         super().__init__(config, data)
         shape = config.architecture, data.channels, config.resolution
         self.encoder = encoder(*shape, encoded or code, hidden=config.hidden, width=config.width)
         self.decoder = decoder(*shape, code, hidden=config.hidden, width=config.width)
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        inputs = {"image": Input(resolution=config.resolution)}
-        inputs |= {"label": Input(column="label")} if self.classes else {}
-        return [Stage(self.stage, config.images, config.batch_images, inputs, config.resolution)]
 
     def reconstruction_loss(self, batch: Batch, context: Context) -> LossTerms:
         """Squared error of an image, summed over its pixels, in the mean over the batch."""

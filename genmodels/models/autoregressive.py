@@ -17,9 +17,8 @@ from genmodels.models.base import (
     Density,
     Ema,
     GenerativeModel,
-    Input,
     LossTerms,
-    ModelConfig,
+    OneStageConfig,
     Stage,
     Update,
 )
@@ -27,8 +26,10 @@ from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.pixel_likelihood import bits_per_dim, pixel_likelihood
 
 
-class AutoregressiveConfig(ModelConfig):
+class AutoregressiveConfig(OneStageConfig):
     """The settings that these models share."""
+
+    stage = "likelihood"
 
     resolution: int = Field(32, ge=1)
     levels: int = Field(256, ge=2, le=256, description="values of a pixel; what has more is rounded, 2: black or white")
@@ -50,6 +51,11 @@ class AutoregressiveConfig(ModelConfig):
             raise ValueError(f"{kernel} has no middle; take an odd width")
         return kernel
 
+    def stages(self, data: DataInfo) -> list[Stage]:
+        if min(self.features, self.head_features) < data.channels:
+            raise SpecError(f"features and head_features must be at least {data.channels}, one for each channel.")
+        return super().stages(data)
+
 
 class Autoregressive(GenerativeModel):
     """One stage and one update: the likelihood. A model makes its `network` in its `__init__`: images, (B, C, H, W) in
@@ -64,19 +70,11 @@ class Autoregressive(GenerativeModel):
 
     def __init__(self, config: AutoregressiveConfig, data: DataInfo):
         super().__init__(config, data)
-        if config.features < data.channels or config.head_features < data.channels:
-            raise SpecError(f"features and head_features must be at least {data.channels}, one for each channel.")
         self.levels = config.levels
         self.distribution = pixel_likelihood(
             config.likelihood, data.channels, levels=config.levels, components=config.mixture_components
         )
         self.ema = Ema(("network",), half_life_images=config.ema_half_life_images)
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        inputs = {"image": Input(resolution=config.resolution)}
-        inputs |= {"label": Input(column="label")} if self.classes else {}
-        return [Stage("likelihood", config.images, config.batch_images, inputs, config.resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         return [Update("likelihood", list(self.parameters()), self.loss, Adam(self.config.learning_rate))]

@@ -13,6 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from genmodels.errors import SpecError
+
 Batch = dict[str, Tensor]
 
 
@@ -31,20 +33,6 @@ class DataInfo:
 
     channels: int
     classes: int = 0
-
-
-class ModelConfig(BaseModel):
-    """Base of the models' configs: the defaults are the paper's, `presets` are named departures from them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
-
-    resolution: int
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """The preset of that name with some of its values replaced."""
-        return cls.model_validate({**cls.presets[name], **overrides})
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,55 @@ class Stage:
     batch_images: int
     inputs: Mapping[str, Input]
     resolution: int
+
+
+class ModelConfig(BaseModel):
+    """Base of the models' configs: the defaults are the paper's, `presets` are named departures from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+
+    resolution: int
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The preset of that name with some of its values replaced."""
+        return cls.model_validate({**cls.presets[name], **overrides})
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        """The stages in order. Raises SpecError if there is nothing to learn here from such data."""
+        raise NotImplementedError
+
+    def inputs(self, data: DataInfo) -> dict[str, Input]:
+        """What a batch holds."""
+        return {"image": Input(resolution=self.resolution)}
+
+
+class OneStageConfig(ModelConfig):
+    """Base of the configs of models that have one stage, of the name `stage`."""
+
+    stage: ClassVar[str]
+
+    batch_images: int
+    images: int
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        return [Stage(self.stage, self.images, self.batch_images, self.inputs(data), self.resolution)]
+
+
+class ConditionalConfig(ModelConfig):
+    """Base of the configs of models that can be told the class."""
+
+    conditional: bool = False
+
+    def classes(self, data: DataInfo) -> int:
+        """How many classes it is told of; 0: of none. Raises SpecError if it should be and the data have none."""
+        if self.conditional and not data.classes:
+            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
+        return data.classes if self.conditional else 0
+
+    def inputs(self, data: DataInfo) -> dict[str, Input]:
+        return super().inputs(data) | ({"label": Input(column="label")} if self.classes(data) else {})
 
 
 @dataclass(frozen=True)
@@ -178,10 +215,7 @@ class GenerativeModel(nn.Module):
         super().__init__()
         self.config = config
         self.data = data
-
-    def stages(self) -> list[Stage]:
-        """The stages in order."""
-        raise NotImplementedError
+        self.stages = config.stages(data)
 
     def updates(self, stage: Stage) -> list[Update]:
         """The updates of one step, in order."""

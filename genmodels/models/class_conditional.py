@@ -13,27 +13,29 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from genmodels.errors import SpecError
 from genmodels.losses import AdversarialName
 from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms, measure_standing_statistics
 from genmodels.models.base import (
     Adam,
     Batch,
+    ConditionalConfig,
     Context,
     DataInfo,
     Density,
     Ema,
     GenerativeModel,
-    Input,
     LossTerms,
+    OneStageConfig,
     Stage,
     Update,
 )
 from genmodels.nn.convolution import input_gradient_differentiable
 
 
-class ClassConditionalConfig(AdversarialConfig):
+class ClassConditionalConfig(ConditionalConfig, OneStageConfig, AdversarialConfig):
     """The settings that these models share; the defaults are those of Miyato et al. (2018) for CIFAR-10."""
+
+    stage = "adversarial"
 
     resolution: int = Field(32, ge=8, le=256, description="a power of two")
     latent: int = Field(128, ge=1, description="size of the latent vector")
@@ -75,19 +77,10 @@ class ClassConditionalGAN(GenerativeModel):
 
     def __init__(self, config: ClassConditionalConfig, data: DataInfo):
         super().__init__(config, data)
-        if config.conditional and not data.classes:
-            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
-        self.classes = data.classes if config.conditional else 0
+        self.classes = config.classes(data)
         self.adversarial = Adversarial(config)
         if config.ema_half_life_images:
             self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
-
-    def stages(self) -> list[Stage]:
-        resolution, inputs = self.config.resolution, {"image": Input(resolution=self.config.resolution)}
-        if self.config.conditional:
-            inputs["label"] = Input(column="label")
-        name = f"{resolution}x{resolution}"
-        return [Stage(name, self.config.images, self.config.batch_images, inputs, resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         config = self.config

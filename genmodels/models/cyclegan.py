@@ -32,6 +32,8 @@ from genmodels.nn.convolution import NarrowConv2d
 from genmodels.nn.normalization import instance_norm
 from genmodels.nn.patch_discriminator import PatchDiscriminator
 
+DOMAINS = ("a", "b")
+
 
 class Config(AdversarialConfig):
     """The defaults are the paper's (section 4 and appendix): horse2zebra, 200 epochs of 1,334 images, batch 1."""
@@ -72,6 +74,13 @@ class Config(AdversarialConfig):
         if self.residual_blocks is not None:
             return self.residual_blocks
         return 9 if self.resolution >= 256 else 6
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        images = self.constant_images + self.decay_images
+        return [Stage("translation", images, self.batch_images, self.inputs(data), self.resolution)]
+
+    def inputs(self, data: DataInfo) -> dict[str, Input]:
+        return {domain: Input(domain=domain, resolution=self.resolution) for domain in DOMAINS}
 
     def learning_rate_factor(self, images_in_stage: int) -> float:
         """1 up to `constant_images`, then linearly down to 0."""
@@ -176,7 +185,7 @@ class CycleGAN(GenerativeModel):
     density = Density.IMPLICIT
     title = "CycleGAN"
     unpaired = True
-    domains = ("a", "b")
+    domains = DOMAINS
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
@@ -189,18 +198,6 @@ class CycleGAN(GenerativeModel):
         self.pool_b = ImagePool(config.pool_images, data.channels, config.resolution)
         self.adversarial = Adversarial(config)
         self.apply(draw_weights)
-
-    def stages(self) -> list[Stage]:
-        resolution = self.config.resolution
-        return [
-            Stage(
-                name="translation",
-                images=self.config.constant_images + self.config.decay_images,
-                batch_images=self.config.batch_images,
-                inputs={domain: Input(domain=domain, resolution=resolution) for domain in self.domains},
-                resolution=resolution,
-            )
-        ]
 
     def updates(self, stage: Stage) -> list[Update]:
         adam, factor = Adam(self.config.learning_rate, betas=(0.5, 0.999)), self.config.learning_rate_factor

@@ -10,14 +10,13 @@ A pixel of `levels` values is a unit cell of the real line: uniform noise fills 
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genmodels.errors import SpecError
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -25,9 +24,8 @@ from genmodels.models.base import (
     DataInfo,
     Density,
     GenerativeModel,
-    Input,
     LossTerms,
-    ModelConfig,
+    OneStageConfig,
     Stage,
     Update,
     Workers,
@@ -36,8 +34,10 @@ from genmodels.nn.levels import from_levels, to_levels
 from genmodels.nn.pixel_likelihood import bits_per_dim
 
 
-class Config(ModelConfig):
+class Config(OneStageConfig):
     """The defaults are Glow's for CIFAR-10 (table 4 of its paper), 1,800 epochs."""
+
+    stage = "likelihood"
 
     architecture: Literal["realnvp", "glow"] = "glow"
     resolution: int = Field(32, ge=2)
@@ -86,6 +86,16 @@ class Config(ModelConfig):
             "images": 60_000,
         },
     }
+
+    @model_validator(mode="after")
+    def _can_be_halved(self) -> Self:
+        halvings = self.scales - (self.architecture == "realnvp")
+        if self.resolution % 2**halvings:
+            raise ValueError(
+                f"{self.scales} scales of {self.architecture} halve the resolution {halvings} times, and "
+                f"{self.resolution} cannot be; take fewer scales or a multiple of {2**halvings}."
+            )
+        return self
 
 
 class ActNorm(nn.Module):
@@ -386,20 +396,9 @@ class Flow(GenerativeModel):
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        halvings = config.scales - (config.architecture == "realnvp")
-        if config.resolution % 2**halvings:
-            raise SpecError(
-                f"{config.scales} scales of {config.architecture} halve the resolution {halvings} times, and "
-                f"{config.resolution} cannot be; take fewer scales or a multiple of {2**halvings}."
-            )
         self.levels = config.levels
         self.flow = MultiScaleFlow(config, data.channels)
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        inputs = {"image": Input(resolution=config.resolution)}
-        return [Stage("likelihood", config.images, config.batch_images, inputs, config.resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate, weight_decay=self.config.weight_decay)

@@ -24,15 +24,17 @@ from genmodels.models.base import (
     Density,
     Ema,
     GenerativeModel,
-    Input,
     LossTerms,
+    OneStageConfig,
     Stage,
     Update,
 )
 
 
-class GameConfig(AdversarialConfig):
+class GameConfig(OneStageConfig, AdversarialConfig):
     """How the two players take turns."""
+
+    stage = "adversarial"
 
     latent: int = Field(100, ge=1, description="size of the latent vector")
     generator_learning_rate: float = Field(2e-4, gt=0)
@@ -184,11 +186,6 @@ class GAN(GenerativeModel):
         self.adversarial = Adversarial(config)
         if config.ema_half_life_images:
             self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        inputs = {"image": Input(resolution=config.resolution)}
-        return [Stage("adversarial", config.images, config.batch_images, inputs, config.resolution)]
 
     def updates(self, stage: Stage) -> list[Update]:
         config = self.config

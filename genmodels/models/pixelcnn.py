@@ -11,13 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genmodels.errors import SpecError
 from genmodels.models.autoregressive import Autoregressive, AutoregressiveConfig, mean_over_classes
-from genmodels.models.base import DataInfo
+from genmodels.models.base import ConditionalConfig, DataInfo
 from genmodels.nn.gated_pixelcnn import GatedPixelCNN
 
 
-class Config(AutoregressiveConfig):
+class Config(ConditionalConfig, AutoregressiveConfig):
     """The defaults are the gated network's for ImageNet 32x32 (section 3.1 of its paper), with Adam for RMSprop."""
 
     features: int = Field(384, ge=1, description="of each stack; at least one for each channel")
@@ -65,10 +64,8 @@ class PixelCNN(Autoregressive):
     title = "PixelCNN"
 
     def __init__(self, config: Config, data: DataInfo):
-        if config.conditional and not data.classes:
-            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
         super().__init__(config, data)
-        self.classes = data.classes if config.conditional else 0
+        self.classes = config.classes(data)
         self.network = GatedPixelCNN(
             self.distribution,
             channels=data.channels,

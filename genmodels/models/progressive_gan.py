@@ -14,12 +14,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genmodels.errors import SpecError
 from genmodels.losses import AdversarialName
 from genmodels.models.adversarial import Adversarial, AdversarialConfig
 from genmodels.models.base import (
     Adam,
     Batch,
+    ConditionalConfig,
     Context,
     DataInfo,
     Density,
@@ -36,7 +36,7 @@ from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear, Eq
 from genmodels.nn.normalization import minibatch_stddev, pixel_norm
 
 
-class Config(AdversarialConfig):
+class Config(ConditionalConfig, AdversarialConfig):
     """The defaults are the paper's for CelebA-HQ on one GPU (appendix A.1): 19 million images to 1024x1024."""
 
     resolution: int = Field(1024, ge=4, le=1024, description="of the last level; a power of two")
@@ -114,6 +114,20 @@ class Config(AdversarialConfig):
         if isinstance(self.batch_images, int):
             return self.batch_images
         return self.batch_images[min(level, len(self.batch_images) - 1)]
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        return [self._stage(level, data) for level in range(self.levels)]
+
+    def _stage(self, level: int, data: DataInfo) -> Stage:
+        resolution = 4 * 2**level
+        stable_images = self.final_images if level == self.levels - 1 else self.stable_images
+        return Stage(
+            name=f"{resolution}x{resolution}",
+            images=stable_images + (self.fade_images if level else 0),
+            batch_images=self.batch_images_at(level),
+            inputs=self.inputs(data) | {"image": Input(resolution=resolution)},
+            resolution=resolution,
+        )
 
 
 def leaky_relu(x: Tensor) -> Tensor:
@@ -223,30 +237,13 @@ class ProgressiveGAN(GenerativeModel):
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        if config.conditional and not data.classes:
-            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
-        classes = data.classes if config.conditional else 0
+        classes = config.classes(data)
         self.generator = Generator(config, data.channels, classes)
         self.discriminator = Discriminator(config, data.channels, classes)
         self.adversarial = Adversarial(config)
         self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
         self.level = config.levels - 1
         self.alpha = 1.0
-
-    def stages(self) -> list[Stage]:
-        return [self._stage(level) for level in range(self.config.levels)]
-
-    def _stage(self, level: int) -> Stage:
-        resolution = 4 * 2**level
-        stable_images = self.config.final_images if level == self.config.levels - 1 else self.config.stable_images
-        inputs = {"image": Input(resolution=resolution)}
-        return Stage(
-            name=f"{resolution}x{resolution}",
-            images=stable_images + (self.config.fade_images if level else 0),
-            batch_images=self.config.batch_images_at(level),
-            inputs=inputs | ({"label": Input(column="label")} if self.config.conditional else {}),
-            resolution=resolution,
-        )
 
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate, betas=(0.0, 0.99))

@@ -25,6 +25,8 @@ DECODED_PIXELS = 2**21  # decoded at a time for the bound
 class Config(AutoencodingConfig):
     """The defaults are the textbook's 784-400-20-400-784 for binary MNIST, 100 epochs of 60,000 images."""
 
+    stage = "elbo"
+
     hidden: tuple[int, ...] = Field((400,), description="sizes of dense layers")
     latent: int = Field(20, ge=1)
     likelihood: Literal["bernoulli", "gaussian", "discretised_logistic"] = Field(
@@ -64,7 +66,6 @@ class VAE(AutoencodingModel):
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     density = Density.APPROXIMATE
     title = "Variational autoencoder"
-    stage = "elbo"
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data, code=config.latent, encoded=2 * config.latent)

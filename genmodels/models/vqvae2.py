@@ -18,19 +18,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genmodels.errors import SpecError
 from genmodels.models.autoregressive import mean_over_classes
 from genmodels.models.base import (
     Adam,
     Batch,
+    ConditionalConfig,
     Context,
     DataInfo,
     Density,
     Ema,
     GenerativeModel,
-    Input,
     LossTerms,
-    ModelConfig,
     Stage,
     Update,
 )
@@ -41,7 +39,7 @@ from genmodels.nn.likelihoods import discretised
 from genmodels.nn.pixel_likelihood import Categorical
 
 
-class Config(ModelConfig):
+class Config(ConditionalConfig):
     """The defaults are those for ImageNet 256x256, with top codes of 32x32 and bottom codes of 64x64. Both priors are
     of one size, and without the paper's dropout and output stack; the lengths of the stages are ours."""
 
@@ -137,6 +135,14 @@ class Config(ModelConfig):
         """The side of each map of codes, from the top down."""
         top = self.resolution // math.prod(self.strides.values())
         return dict(zip(self.strides, (top, 2 * top), strict=False))
+
+    def stages(self, data: DataInfo) -> list[Stage]:
+        told = self.inputs(data)
+        priors = self.prior_images, self.prior_batch_images, told, self.resolution
+        return [
+            Stage("autoencoder", self.images, self.batch_images, {"image": told["image"]}, self.resolution),
+            *(Stage(f"{name}_prior", *priors) for name in self.sides),
+        ]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -327,10 +333,8 @@ class VQVAE2(GenerativeModel):
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data)
-        if config.conditional and not data.classes:
-            raise SpecError("conditional=true needs a data set with labels; take another or set it to false.")
         self.levels = config.levels
-        self.classes = data.classes if config.conditional else 0
+        self.classes = config.classes(data)
         self.autoencoder = Autoencoder(config, data.channels)
         self.log_scale = nn.Parameter(torch.full((data.channels, 1, 1), -1.0))  # of the reconstruction's error
         self.priors = nn.ModuleDict(
@@ -345,16 +349,6 @@ class VQVAE2(GenerativeModel):
 
     def networks(self) -> dict[str, nn.Module]:
         return {"autoencoder": self.autoencoder} | {f"{name}_prior": prior for name, prior in self.priors.items()}
-
-    def stages(self) -> list[Stage]:
-        config = self.config
-        image = {"image": Input(resolution=config.resolution)}
-        told = image | ({"label": Input(column="label")} if self.classes else {})
-        priors = config.prior_images, config.prior_batch_images, told, config.resolution
-        return [
-            Stage("autoencoder", config.images, config.batch_images, image, config.resolution),
-            *(Stage(f"{name}_prior", *priors) for name in self.priors),
-        ]
 
     def updates(self, stage: Stage) -> list[Update]:
         network = list(self.networks()[stage.name].parameters())

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 
 import genmodels
@@ -67,12 +66,10 @@ def resolve(
         )
     except ValidationError as error:
         raise _sentence(error, "value") from None
-    with torch.device("meta"):
-        stages = MODELS[model](config, DataInfo(entry.channels, entry.classes)).stages()
     fewest = training.min_workers or workers
     if fewest > workers:
         raise SpecError(f"The setting of training 'min_workers' cannot be {fewest}: the run has {workers} workers.")
-    for stage in stages:
+    for stage in config.stages(DataInfo(entry.channels, entry.classes)):
         for size in range(fewest, workers + 1):
             check_batch(stage, size, training.accumulation)
     return spec

@@ -38,7 +38,7 @@ def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int
     what makes an image the same whatever it is asked for together with, and lets models choose an algorithm by the
     batch's size. `ExportedModel` cuts and fills up what it is given.
     """
-    resolution = model.stages()[-1].resolution
+    resolution = model.stages[-1].resolution
     batch = _batch_images(resolution)
     facts: dict[str, Any] = {"resolution": resolution, "channels": channels, "batch": batch}
     images = torch.zeros(batch, channels, resolution, resolution)
@@ -50,7 +50,7 @@ def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int
         programs["decode"] = _exported(model, model.decode, [codes])
         facts |= {"kind": "reconstructs", "codes": codes.shape[1]}
     if isinstance(model, Samples):
-        conditional = any("label" in stage.inputs for stage in model.stages())
+        conditional = any("label" in stage.inputs for stage in model.stages)
         draws = _draws(model, conditional)
         programs["sample"] = _exported_sample(model, batch, draws, conditional)
         facts |= {"kind": "samples", "draws": draws, "classes": classes if conditional else 0}

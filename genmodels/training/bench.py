@@ -63,7 +63,7 @@ def bench(
     """
     if threads:
         torch.set_num_threads(threads)
-    stage = model.stages()[-1]
+    stage = model.stages[-1]
     engine = endless_engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
     say("counting FLOPs")
     flops, forward = _flops(engine)
@@ -95,7 +95,7 @@ def endless_engine(model: GenerativeModel, stage: Stage, training: TrainingSpec 
     """An engine that stays for ever in a stage which the model believes to be almost over; on random data."""
     grown = Position(images_in_stage=stage.images - 1, step=0)
     endless = replace(stage, images=2**62)
-    model.stages = lambda: [endless]  # type: ignore[method-assign]
+    model.stages = [endless]
     data = random_data(stage.inputs, model.data.channels, model.data.classes)
     device = next(model.parameters()).device
     engine = Engine(

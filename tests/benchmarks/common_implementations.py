@@ -176,7 +176,7 @@ def cyclegan() -> Callable[[], None]:
 
 def ours(name: str) -> Callable[[], None]:
     model = build(name, CONFIGS[name], DataInfo(channels=3), seed=0)
-    return endless_engine(model, model.stages()[-1]).step
+    return endless_engine(model, model.stages[-1]).step
 
 
 def seconds(step: Callable[[], None]) -> float:

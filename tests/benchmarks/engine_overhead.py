@@ -55,7 +55,7 @@ def model_of(name: str) -> GenerativeModel:
 def plain_loop(name: str) -> Callable[[], None]:
     """One step, as one would write it in a notebook."""
     model = model_of(name)
-    stage = model.stages()[-1]
+    stage = model.stages[-1]
     model.at(stage, stage.images - 1)
     updates = model.updates(stage)
     optimizers = [
@@ -91,7 +91,7 @@ def plain_loop(name: str) -> Callable[[], None]:
 
 def engine_loop(name: str) -> Callable[[], None]:
     model = model_of(name)
-    return endless_engine(model, model.stages()[-1]).step
+    return endless_engine(model, model.stages[-1]).step
 
 
 def seconds(step: Callable[[], None]) -> float:

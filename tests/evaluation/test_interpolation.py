@@ -89,7 +89,7 @@ def test_a_sample_is_a_draw_of_the_prior_decoded(name: str):
     """But for the conditional adversarial autoencoder, which draws from its labels' parts of the prior."""
     model = build(name.split()[0], TINY[name], DataInfo(channels=3, classes=4), seed=0).eval()
     assert isinstance(model, FromLatents)
-    given = {"labels": torch.arange(3)} if "label" in model.stages()[-1].inputs else {}
+    given = {"labels": torch.arange(3)} if "label" in model.stages[-1].inputs else {}
     sampled = model.sample(3, **given, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         decoded = model.decode(model.prior(3, generator=torch.Generator().manual_seed(0)), **given)

@@ -60,7 +60,7 @@ def test_each_update_reaches_what_it_trains():
     model = small()
     context = draws()
     owners = {"reconstruction": ("encoder", "decoder"), "discriminator": ("discriminator",), "encoder": ("encoder",)}
-    for index, update in enumerate(model.updates(model.stages()[0])):
+    for index, update in enumerate(model.updates(model.stages[0])):
         loss = update.loss({"image": images()}, context.begin(index)).total
         gradients = torch.autograd.grad(loss, update.parameters, retain_graph=True)
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
@@ -113,7 +113,7 @@ def test_samples_are_decoded_from_every_prior(prior: str):
 @pytest.mark.parametrize("prior", ["mixture_of_gaussians", "swiss_roll"])
 def test_a_class_is_drawn_from_its_own_component(prior: str):
     model = small(prior=prior, conditional=True)
-    assert model.stages()[0].inputs["label"].column == "label"
+    assert model.stages[0].inputs["label"].column == "label"
     labels = torch.arange(4).repeat(50)
     made = model.sample(200, labels=labels, generator=seeded(3))
     normal = torch.randn(200, 2, generator=(generator := seeded(3)))

@@ -46,7 +46,7 @@ def test_the_papers_training():
     """Batches of 2,048, two updates of the discriminator for one of the generator, of which there are 165,000."""
     with torch.device("meta"):
         model = BigGAN(Config(), DataInfo(channels=3, classes=1000))
-    (stage,) = model.stages()
+    (stage,) = model.stages
     discriminator, generator = model.updates(stage)
     assert stage.images / stage.batch_images / generator.interval_steps == 165_000
     assert (discriminator.optimizer.learning_rate, generator.optimizer.learning_rate) == (2e-4, 5e-5)

@@ -96,7 +96,7 @@ def test_updates_of_the_discriminator_for_one_of_the_generator():
 
 def test_learning_rates_fall_to_zero_on_a_line():
     model = small(linear_decay=True, images=1000, generator_learning_rate=1e-4, discriminator_learning_rate=4e-4)
-    discriminator, generator = model.updates(model.stages()[0])
+    discriminator, generator = model.updates(model.stages[0])
     assert (discriminator.optimizer.learning_rate, generator.optimizer.learning_rate) == (4e-4, 1e-4)
     assert [generator.schedule(shown) for shown in (0, 250, 1000)] == [1.0, 0.75, 0.0]
 
@@ -114,8 +114,8 @@ def test_the_least_arithmetic_of_a_step():
 @pytest.mark.parametrize("loss", ADVERSARIAL)
 def test_every_adversarial_loss_with_every_penalty(name, loss):
     model = small(name, adversarial_loss=loss, r1_gamma=1.0, r2_gamma=1.0, consistency_weight=1.0)
-    model.at(model.stages()[0], 0)
-    for update in model.updates(model.stages()[0]):
+    model.at(model.stages[0], 0)
+    for update in model.updates(model.stages[0]):
         terms = update.loss(batch(), draws())
         gradients = torch.autograd.grad(terms.total, update.parameters, allow_unused=True)
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
@@ -189,7 +189,7 @@ def test_labels_change_images_where_their_parameters_differ(name):
 @each_model
 def test_without_labels_nothing_is_conditional(name):
     model = small(name, conditional=False)
-    assert set(model.stages()[0].inputs) == {"image"}
+    assert set(model.stages[0].inputs) == {"image"}
     assert model.generator(torch.randn(2, 8), None).shape == (2, 3, 8, 8)
     assert model.discriminator(images(), None).shape == (4,)
     with pytest.raises(SpecError, match="needs a data set with labels"):
@@ -247,7 +247,7 @@ def test_presets_can_be_built_and_survive_json(name):
         config = MODELS[name].Config.preset(preset)
         assert type(config).model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
         with torch.device("meta"):
-            assert MODELS[name](config, DataInfo(channels=3, classes=10)).stages()
+            assert MODELS[name](config, DataInfo(channels=3, classes=10)).stages
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_the_discriminators_loss_is_halved_least_squares_on_pooled_fakes():
 
 def test_updates_share_no_parameters_and_train_every_network():
     model = tiny()
-    generators, discriminators = model.updates(model.stages()[0])
+    generators, discriminators = model.updates(model.stages[0])
     groups = [{id(p) for p in update.parameters} for update in (generators, discriminators)]
     assert not groups[0] & groups[1]
     assert groups[0] | groups[1] == {id(p) for p in model.parameters()}
@@ -132,7 +132,7 @@ def test_updates_share_no_parameters_and_train_every_network():
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_every_adversarial_loss_with_r1(name):
     model = tiny(adversarial_loss=name, r1_gamma=2.0)
-    model.at(model.stages()[0], 0)
+    model.at(model.stages[0], 0)
     context = draws()
     model.generators_loss(batch(), context)
     loss = model.discriminators_loss(batch(), context)
@@ -140,7 +140,7 @@ def test_every_adversarial_loss_with_r1(name):
     judged = set() if name.startswith("wgan") else {"separation_a", "separation_b"}
     assert set(loss.terms) == {"adversarial_a", "adversarial_b", "r1_a", "r1_b"} | penalties | judged
     assert torch.isfinite(loss.total)
-    loss.total.backward(inputs=model.updates(model.stages()[0])[1].parameters)
+    loss.total.backward(inputs=model.updates(model.stages[0])[1].parameters)
     bound = max(p.abs().max().item() for p in model.discriminator_a.parameters())
     assert (bound <= 0.01) == (name == "wgan")
 
@@ -226,7 +226,7 @@ def test_the_least_arithmetic_of_a_step():
 
 
 def test_domains_are_drawn_independently():
-    inputs = tiny().stages()[0].inputs
+    inputs = tiny().stages[0].inputs
     assert {name: wanted.domain for name, wanted in inputs.items()} == {"a": "a", "b": "b"}
 
 

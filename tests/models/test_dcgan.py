@@ -97,7 +97,7 @@ def test_real_images_and_fakes_do_not_meet_in_a_batch_norm():
 def test_every_adversarial_loss_goes_through_batch_norm_twice(name):
     model = tiny(adversarial_loss=name, r1_gamma=1.0, r2_gamma=1.0, consistency_weight=1.0)
     context = draws()
-    for index, update in enumerate(model.updates(model.stages()[0])):
+    for index, update in enumerate(model.updates(model.stages[0])):
         loss = update.loss({"image": images()}, context.begin(index))
         gradients = torch.autograd.grad(loss.total, update.parameters, retain_graph=True, allow_unused=True)
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

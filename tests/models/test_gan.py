@@ -44,7 +44,7 @@ def trained_discriminator(real: Tensor, fake: Tensor) -> tuple[GAN, dict[str, fl
     """A model whose discriminator was trained to convergence with the fakes held fixed; and its last terms."""
     model = build("gan", ONE_PIXEL, DataInfo(channels=1), seed=0)
     assert isinstance(model, GAN)
-    update = model.updates(model.stages()[0])[0]
+    update = model.updates(model.stages[0])[0]
     optimizer = torch.optim.Adam(update.parameters, lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     context, terms = draws(), {}
@@ -131,7 +131,7 @@ def test_the_losses_are_the_papers():
 def test_every_adversarial_loss_trains_both_players(name):
     model = tiny(adversarial_loss=name, r1_gamma=1.0, r2_gamma=1.0, consistency_weight=1.0)
     context = draws()
-    for index, update in enumerate(model.updates(model.stages()[0])):
+    for index, update in enumerate(model.updates(model.stages[0])):
         loss = update.loss({"image": images()}, context.begin(index))
         gradients = torch.autograd.grad(loss.total, update.parameters, retain_graph=True)
         assert all(gradient.isfinite().all() for gradient in gradients)
@@ -142,7 +142,7 @@ def test_every_adversarial_loss_trains_both_players(name):
 def test_the_discriminator_may_take_several_steps():
     """In between, fakes carry no graph; their latents are new in every step."""
     model = tiny(discriminator_steps=3)
-    discriminator, generator = model.updates(model.stages()[0])
+    discriminator, generator = model.updates(model.stages[0])
     assert (discriminator.interval_steps, generator.interval_steps) == (1, 3)
     assert [model.fakes({"image": images()}, draws(step)).requires_grad for step in range(4)] == [
         True,

@@ -95,7 +95,7 @@ def test_latents_are_codes_and_noise():
 def test_both_players_maximise_the_bound():
     model = tiny(categorical_weight=2.0, continuous_weight=0.5)
     context = draws()
-    for index, update in enumerate(model.updates(model.stages()[0])):
+    for index, update in enumerate(model.updates(model.stages[0])):
         loss = update.loss({"image": images()}, context.begin(index))
         latents, fakes = context.shared["latents"], context.shared["fakes"]
         recognised = model.discriminator(fakes)[1]
@@ -112,7 +112,7 @@ def test_both_players_maximise_the_bound():
 def test_every_adversarial_loss(name):
     model = tiny(adversarial_loss=name, r1_gamma=1.0, r2_gamma=1.0, consistency_weight=1.0)
     context = draws()
-    for index, update in enumerate(model.updates(model.stages()[0])):
+    for index, update in enumerate(model.updates(model.stages[0])):
         loss = update.loss({"image": images()}, context.begin(index))
         gradients = torch.autograd.grad(loss.total, update.parameters, retain_graph=True, allow_unused=True)
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

@@ -55,7 +55,7 @@ def test_growth_in_images(thousand_images, detail_left):
     """The published schedule with 600 + 600 thousand images a level: levels that are still missing from 1024x1024."""
     model = tiny(resolution=1024, fmap_max=1, fade_images=600_000, stable_images=600_000)
     shown = 1000 * thousand_images
-    for stage in model.stages():
+    for stage in model.stages:
         if shown < stage.images:
             break
         shown -= stage.images
@@ -64,7 +64,7 @@ def test_growth_in_images(thousand_images, detail_left):
 
 
 def test_stages_of_the_papers_run():
-    stages = ProgressiveGAN(Config.preset("paper", fmap_max=1), DataInfo(channels=3)).stages()
+    stages = ProgressiveGAN(Config.preset("paper", fmap_max=1), DataInfo(channels=3)).stages
     assert [stage.resolution for stage in stages] == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert [stage.batch_images for stage in stages] == [16, 16, 16, 16, 16, 16, 14, 6, 3]
     assert sum(stage.images for stage in stages) == 19_000_000
@@ -89,7 +89,7 @@ def test_the_discriminators_fade_starts_at_the_downsampled_image(level):
 
 def test_real_images_are_blended_like_the_generators():
     model = tiny(fade_images=100)
-    model.at(model.stages()[2], 25)
+    model.at(model.stages[2], 25)
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     sharp = pixels.double() / 127.5 - 1
     coarse = (
@@ -112,7 +112,7 @@ def test_mirroring_flips_about_half_and_changes_nothing_else():
 def test_only_what_takes_part_is_trained():
     """Every trained parameter gets a gradient during the fade, and no other parameter of the level's output matters."""
     model = tiny(fade_images=100)
-    stage = model.stages()[1]
+    stage = model.stages[1]
     model.at(stage, 50)
     for update in model.updates(stage):
         loss = update.loss({"image": images(resolution=8)}, draws()).total
@@ -176,7 +176,7 @@ def test_both_updates_of_a_step_judge_the_same_fakes():
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_every_adversarial_loss_with_r1(name):
     model = tiny(adversarial_loss=name, r1_gamma=2.0, r1_interval_steps=3)
-    model.at(model.stages()[-1], 10**9)
+    model.at(model.stages[-1], 10**9)
     due, idle = (model.discriminator_loss({"image": images()}, draws(step)) for step in (3, 4))
     assert ("gradient_penalty" in due.terms) == name.startswith("wgan_")
     assert set(due.terms) - set(idle.terms) == {"r1"}
@@ -206,7 +206,7 @@ def test_the_discriminator_classifies_if_conditional():
     torch.testing.assert_close(loss.terms["label"], expected)
     terms = {"adversarial": 1.0, "gradient_penalty": 10.0, "drift": 0.001, "label": 2 * 0.5}
     torch.testing.assert_close(loss.total, sum(weight * loss.terms[name] for name, weight in terms.items()))
-    assert model.stages()[0].inputs["label"].column == "label"
+    assert model.stages[0].inputs["label"].column == "label"
 
 
 def test_conditioning_needs_labels():

@@ -30,7 +30,7 @@ def test_the_networks_for_imagenet_have_the_published_size():
 def test_two_time_scales():
     """One update each with Adam (0, 0.9), the discriminator's four times as large."""
     model = small()
-    discriminator, generator = model.updates(model.stages()[0])
+    discriminator, generator = model.updates(model.stages[0])
     assert (discriminator.optimizer.learning_rate, generator.optimizer.learning_rate) == (4e-4, 1e-4)
     assert discriminator.interval_steps == generator.interval_steps == 1
     assert discriminator.optimizer.betas == generator.optimizer.betas == (0.0, 0.9)

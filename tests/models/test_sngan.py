@@ -44,7 +44,7 @@ def test_labels_add_tables_to_the_norms_and_a_row_for_each_class_to_the_discrimi
 def test_the_papers_training():
     """100,000 updates of the generator, each with five batches of 64 for the discriminator."""
     model = SNGAN(Config.preset("paper"), DataInfo(channels=3))
-    (stage,) = model.stages()
+    (stage,) = model.stages
     discriminator, generator = model.updates(stage)
     steps = stage.images // stage.batch_images
     assert (steps / generator.interval_steps, steps / discriminator.interval_steps) == (100_000, 500_000)

@@ -65,7 +65,7 @@ def images_like(model: VQVAE2, n: int) -> Tensor:
 
 def engine_of(**config: Any) -> Engine:
     model = build("vqvae2", TINY | config, DataInfo(1, classes=4), seed=0)
-    data = random_data(model.stages()[-1].inputs, 1, 4)
+    data = random_data(model.stages[-1].inputs, 1, 4)
     return Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))
 
 

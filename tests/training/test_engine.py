@@ -27,7 +27,7 @@ def test_a_step_equals_the_plain_pytorch_loop():
     ours, model = engine(), Toy()
     critic = torch.optim.Adam(model.critic.parameters(), 1e-2, (0.0, 0.99), fused=True)
     generator = torch.optim.Adam(model.generator.parameters(), 1e-2, fused=True)
-    source = batches(Workers())(model.stages()[0])
+    source = batches(Workers())(model.stages[0])
     draw = torch.Generator()
     for step in range(4):
         ours.step()
