@@ -22,6 +22,7 @@ from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Upda
 from genmodels.spec import TrainingSpec
 from genmodels.training.average import WeightAverage
 from genmodels.training.gradients import GradientAverager
+from genmodels.training.memory import keep_freed_memory
 from genmodels.training.randomness import Draws, seed_of
 from genmodels.training.workers import Workers
 
@@ -115,11 +116,13 @@ class Engine:
         self.workers = workers or Workers()
         self.seed = seed
         self.device = next(model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = model.train()
         if self.training.channels_last:
             model.to(memory_format=torch.channels_last)
         self.workers.broadcast([*model.parameters(), *model.buffers()])
-        self.stages = model.stages()
+        self.stages = model.stages
         for stage in self.stages:
             check_batch(stage, self.workers.size, self.training.accumulation)
         self.average = WeightAverage(model, model.ema) if model.ema else None
