@@ -153,7 +153,7 @@ class Job:
             metadata={**identity, **links, "ray_job": self.url},
         )
 
-    def follow(self, *, interval_seconds: float = 0.5, patience_seconds: float = 300.0) -> Iterator[Update]:
+    def follow(self, *, interval_seconds: float = 1.0, patience_seconds: float = 300.0) -> Iterator[Update]:
         """Updates, one each interval, until the job has succeeded.
 
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's

@@ -1,17 +1,26 @@
-"""What Prefect, Ray, MLflow and S3 cost a training: the flow's against the bare engine's on the same data, in turns.
+"""What Prefect, Ray, MLflow and S3 cost a training: the flow's beside the bare engine's on the same data.
 
     genmodels up && python tests/benchmarks/stack_overhead.py [ROUNDS]
 
-Both train Progressive GAN on the digits, with one worker and all cores. Prints the seconds that each trained, their
-ratio in each round, and the seconds that the flow took before its first optimiser step.
+Both train Progressive GAN on the digits, with one worker and all cores, in turns of a few seconds: while one trains,
+all processes of the other are stopped, so that a machine that is slower at some times than at others is so to both.
+The servers run beside both. Prints the seconds that each trained, their ratio in each round, and the seconds that the
+flow took before its first optimiser step.
 """
 
 import json
+import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from multiprocessing.synchronize import Event
+
+import psutil
 
 from genmodels.data.loader import Loader
 from genmodels.data.manifest import open_dataset
@@ -19,12 +28,13 @@ from genmodels.models import build
 from genmodels.models.base import DataInfo
 from genmodels.spec import RunSpec, TrainReport
 from genmodels.steps.prepare import prepare
-from genmodels.steps.reports import load_report
+from genmodels.steps.reports import load_report, read_progress
 from genmodels.steps.resolve import resolve
 from genmodels.training.engine import Engine
 from genmodels.training.loop import train
 
 MODEL, DATASET = "progressive_gan", "digits"
+TURN_SECONDS = 4.0
 
 
 def main(rounds: int) -> None:
@@ -32,13 +42,51 @@ def main(rounds: int) -> None:
     for _ in range(rounds):
         spec = resolve(MODEL, DATASET, seed=int.from_bytes(os.urandom(3)))  # one that the stack has not trained yet
         spec = spec.with_dataset(prepare(spec).dataset_digest)
-        engine, (stack, startup) = engine_seconds(spec), stack_seconds(spec)
+        stack, engine, startup = in_turns(spec)
         ratios.append(stack / engine)
         print(f"engine {engine:.1f} s · stack {stack:.1f} s · {ratios[-1]:.3f} · first step after {startup:.1f} s")
     print(f"stack / engine = {statistics.median(ratios):.3f} (median of {rounds} rounds)")
 
 
-def engine_seconds(spec: RunSpec) -> float:
+def in_turns(spec: RunSpec) -> tuple[float, float, float]:
+    """Seconds that the flow's training and the engine's took, each without those in which it was stopped; and those
+    from the command to the flow's first step."""
+    fork = multiprocessing.get_context("spawn")
+    ready, go = fork.Event(), fork.Event()
+    engine = fork.Process(target=bare, args=(spec, ready, go), daemon=True)
+    engine.start()
+    ready.wait()
+    there_before = set(psutil.pids())
+    flow = subprocess.Popen(
+        ["genmodels", "retrain", MODEL, "--dataset", DATASET, "--seed", str(spec.seed), "--workers", "1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    while not ((progress := read_progress("train", spec)) and progress.done):
+        time.sleep(0.2)
+    go.set()
+    engine_seconds, flow_stopped = 0.0, 0.0
+    while engine.is_alive():
+        report = load_report("train", spec, TrainReport)
+        others = processes_of_the_flow(there_before)
+        signal_all(signal.SIGSTOP, others)
+        signal_all(signal.SIGCONT, [engine.pid])
+        started = time.monotonic()
+        engine.join(None if report else TURN_SECONDS)
+        engine_seconds += time.monotonic() - started
+        signal_all(signal.SIGSTOP, [engine.pid])
+        signal_all(signal.SIGCONT, others)
+        flow_stopped += 0.0 if report else time.monotonic() - started
+        time.sleep(TURN_SECONDS)
+    answer = json.loads(flow.communicate()[0].splitlines()[-1])
+    report = load_report("train", spec, TrainReport)
+    assert report
+    return report.seconds - flow_stopped, engine_seconds, answer["startup_seconds"]
+
+
+def bare(spec: RunSpec, ready: Event, go: Event) -> None:
+    """The engine alone, from `go` on."""
     manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
     model = build(spec.model, spec.config, DataInfo(manifest.channels, manifest.classes), spec.seed)
     engine = Engine(
@@ -47,28 +95,24 @@ def engine_seconds(spec: RunSpec) -> float:
         training=spec.training,
         seed=spec.seed,
     )
-    started = time.perf_counter()
+    ready.set()
+    go.wait()
     train(engine)
-    return time.perf_counter() - started
 
 
-def stack_seconds(spec: RunSpec) -> tuple[float, float]:
-    command = [
-        "genmodels",
-        "retrain",
-        MODEL,
-        "--dataset",
-        DATASET,
-        "--seed",
-        str(spec.seed),
-        "--workers",
-        "1",
-        "--json",
-    ]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
-    report = load_report("train", spec, TrainReport)
-    assert report
-    return report.seconds, json.loads(answer.stdout.splitlines()[-1])["startup_seconds"]
+def processes_of_the_flow(there_before: set[int]) -> set[int]:
+    """All that were started since, in Ray too; kernel threads have no command line."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid not in there_before and process.info["cmdline"]:
+            found.add(process.pid)
+    return found
+
+
+def signal_all(number: signal.Signals, pids: Iterable[int | None]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid or 0, number)
 
 
 if __name__ == "__main__":
