@@ -24,7 +24,7 @@ down: $(INSTALLED) ## stop the local stack; its data are kept
 	@$(BIN)/genmodels down
 
 test: $(INSTALLED) ## run all tests, those on the real servers included
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
 lint: $(INSTALLED) ## style, types, and which module may import which
 	@echo "style" && $(BIN)/ruff check && $(BIN)/ruff format --check

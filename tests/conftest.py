@@ -41,20 +41,27 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     USUAL_PORTS.update(dict.fromkeys(USUAL_PORTS))  # a developer's own stack is not to be met on them
     os.environ["GENMODELS_HOME"] = tempfile.mkdtemp(prefix="gm-")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # one session for each core
     LocalStack().configure()
     os.environ |= settings().client_environment()  # Prefect and Ray read theirs when they are imported
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without servers first, those with the whole stack last."""
+    """Tests without servers first, those with the whole stack last. Tests of the same servers are one session's."""
     items.sort(key=lambda item: len(services_of(item)))
+    for item in items:
+        if services := services_of(item):
+            item.add_marker(pytest.mark.xdist_group("-".join(services)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the servers that the chosen tests need, beside the tests that need none."""
+    """Start the servers that the chosen tests need, beside the tests that need none; of several sessions none knows
+    yet which tests will be its own."""
     global STACK_STARTING
     needed = max(map(services_of, session.items), key=len, default=[])
-    if needed and not session.config.option.collectonly:
+    if needed and not session.config.option.collectonly and "PYTEST_XDIST_WORKER" not in os.environ:
         STACK_STARTING = ThreadPoolExecutor(1).submit(LocalStack().up, needed)
 
 
