@@ -3,12 +3,13 @@ DATASET ?= digits
 PRESET ?= demo
 WORKERS ?= 2
 PYTHON ?= python3.11
+SECONDS ?= 3600
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help retrain up down test lint bench lock
+.PHONY: help retrain up down test soak lint bench lock
 
 help: ## say what can be made
 	@sed -n 's/^\([.a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +26,9 @@ down: $(INSTALLED) ## stop the local stack; its data are kept
 
 test: $(INSTALLED) ## run all tests, those on the real servers included
 	@$(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
+
+soak: $(INSTALLED) ## kill at random, and let servers be away for minutes, for SECONDS
+	@GENMODELS_SOAK_SECONDS=$(SECONDS) $(BIN)/pytest -s tests/faults
 
 lint: $(INSTALLED) ## style, types, and which module may import which
 	@echo "style" && $(BIN)/ruff check && $(BIN)/ruff format --check

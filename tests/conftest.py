@@ -37,7 +37,8 @@ STACK_STARTING: Future[object] | None = None
 
 def pytest_configure(config: pytest.Config) -> None:
     """A home of the session's own, before any test module reads a setting."""
-    for name in [name for name in os.environ if name.startswith("GENMODELS_") and name != "GENMODELS_TEST_DATA"]:
+    ours = {"GENMODELS_TEST_DATA", "GENMODELS_SOAK_SECONDS"}
+    for name in [name for name in os.environ if name.startswith("GENMODELS_") and name not in ours]:
         del os.environ[name]
     USUAL_PORTS.update(dict.fromkeys(USUAL_PORTS))  # a developer's own stack is not to be met on them
     os.environ["GENMODELS_HOME"] = tempfile.mkdtemp(prefix="gm-")
