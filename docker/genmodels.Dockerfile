@@ -24,7 +24,6 @@ COPY infra/prefect.yaml /opt/genmodels/prefect.yaml
 ENV PATH=/opt/genmodels/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    MALLOC_ARENA_MAX=1 \
     GENMODELS_HOME=/var/lib/genmodels \
     PREFECT_WORKER_WEBSERVER_HOST=0.0.0.0 \
     PREFECT_WORKER_WEBSERVER_PORT=8080

@@ -33,7 +33,7 @@ from genmodels.nn.priors import PRIORS
 UNKNOWN = -1  # the label of an image whose class the model is not told
 
 
-class Config(ConditionalConfig, AutoencodingConfig):
+class Config(AutoencodingConfig, ConditionalConfig):
     """The defaults are the paper's networks for MNIST (appendix A), with Adam in place of SGD with momentum."""
 
     stage = "adversarial"

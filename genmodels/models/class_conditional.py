@@ -32,7 +32,7 @@ from genmodels.models.base import (
 from genmodels.nn.convolution import input_gradient_differentiable
 
 
-class ClassConditionalConfig(ConditionalConfig, OneStageConfig, AdversarialConfig):
+class ClassConditionalConfig(OneStageConfig, AdversarialConfig, ConditionalConfig):
     """The settings that these models share; the defaults are those of Miyato et al. (2018) for CIFAR-10."""
 
     stage = "adversarial"

@@ -16,7 +16,7 @@ from genmodels.models.base import ConditionalConfig, DataInfo
 from genmodels.nn.gated_pixelcnn import GatedPixelCNN
 
 
-class Config(ConditionalConfig, AutoregressiveConfig):
+class Config(AutoregressiveConfig, ConditionalConfig):
     """The defaults are the gated network's for ImageNet 32x32 (section 3.1 of its paper), with Adam for RMSprop."""
 
     features: int = Field(384, ge=1, description="of each stack; at least one for each channel")

@@ -36,7 +36,7 @@ from genmodels.nn.equalized import HE_GAIN, EqualizedConv2d, EqualizedLinear, Eq
 from genmodels.nn.normalization import minibatch_stddev, pixel_norm
 
 
-class Config(ConditionalConfig, AdversarialConfig):
+class Config(AdversarialConfig, ConditionalConfig):
     """The defaults are the paper's for CelebA-HQ on one GPU (appendix A.1): 19 million images to 1024x1024."""
 
     resolution: int = Field(1024, ge=4, le=1024, description="of the last level; a power of two")

@@ -3,19 +3,24 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from private_stack import PrivateStack, forget, small, trained
 
 from genmodels.spec import RunSpec, TrainReport
+from genmodels.stack import SERVICES
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """After all others: until then the machine is the session's stack's."""
-    items.sort(key=lambda item: Path(__file__).parent in item.path.parents)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """After all others, and where the session's stack is: never do two stacks work at once."""
+    ours = [item for item in items if "running" in getattr(item, "fixturenames", ())]
+    for item in ours:
+        item.add_marker(pytest.mark.xdist_group("-".join(SERVICES)))
+    yield
+    items.sort(key=ours.__contains__)
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,6 @@ import torch
 from drawing import draws
 from pydantic import ValidationError
 
-from genmodels.errors import SpecError
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, Samples, ScoresDensity, scaled
 from genmodels.models.flow import (
@@ -238,8 +237,8 @@ def test_the_papers_network_has_44_million_parameters():
 
 @pytest.mark.parametrize("wrong", [{"resolution": 20}, {"architecture": "realnvp", "resolution": 18}])
 def test_a_resolution_that_cannot_be_halved_is_refused(wrong: dict[str, Any]):
-    with pytest.raises(SpecError, match="take fewer scales or a multiple of"):
-        build("flow", wrong, DataInfo(3), seed=0)
+    with pytest.raises(ValidationError, match="take fewer scales or a multiple of"):
+        Config.model_validate(wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"logit_margin": 0.5}, {"levels": 1}, {"architecture": "nice"}])
