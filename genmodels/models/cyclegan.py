@@ -63,8 +63,8 @@ class Config(AdversarialConfig):
             "discriminator_channels": 32,
             "discriminator_layers": 2,
             "batch_images": 4,
-            "constant_images": 4_000,
-            "decay_images": 4_000,
+            "constant_images": 3_200,
+            "decay_images": 3_200,
         },
     }
 
