@@ -112,16 +112,16 @@ def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "export")
         shape = {"channels": manifest.channels, "classes": manifest.classes}
-        with packaging.TRACING:
+        with packaging.TRACING:  # to the end of `log`, since MLflow reads the programs back
             facts = packaging.export(load_trained(spec), spec, **shape, folder=folder)
-        packaging.log(
-            folder,
-            facts,
-            name=f"{spec.model}-{spec.dataset_name}",
-            experiment=spec.dataset_name,
-            run_id=run_id,
-            tags={"run_key": spec.run_key, "evaluation": store().uri(report_key("evaluate", spec))},
-        )
+            packaging.log(
+                folder,
+                facts,
+                name=f"{spec.model}-{spec.dataset_name}",
+                experiment=spec.dataset_name,
+                run_id=run_id,
+                tags={"run_key": spec.run_key, "evaluation": store().uri(report_key("evaluate", spec))},
+            )
     model = _logged_model(run_id, server)
     assert model, "the model that was logged is among the run's outputs"
     return model

@@ -10,7 +10,6 @@ graph of ATen operators and loops on tensors of fixed sizes, and hands a clean a
 import io
 import json
 import re
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-LOADING = threading.Lock()  # torch refuses to read two programs at once
 RECORDS = re.compile(
     r"archive/(data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json)"
     r"|sample_inputs/model\.pt)|models/model\.json|archive_format|archive_version|byteorder|\.data/(version|serialization_id))"
@@ -49,9 +47,7 @@ class UnsafeProgram(Exception):
 
 def load_program(path: Path, device: torch.device) -> torch.nn.Module:
     """The program of a `.pt2` file; raises UnsafeProgram before anything in it could run."""
-    archive = _checked_archive(path)
-    with LOADING:
-        program = torch.export.load(archive)
+    program = torch.export.load(_checked_archive(path))
     return (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
 
 

@@ -28,7 +28,7 @@ from genmodels.tracking import exported_model
 from genmodels.tracking.exported_model import load_program
 
 DRAWS: dict[Any, str] = {torch.randn: "randn", torch.rand: "rand"}
-TRACING = threading.RLock()  # while torch traces, no other thread may trace or build a module
+TRACING = threading.RLock()  # while torch traces or reads a program, no other thread may, nor build a module
 
 
 def export(model: GenerativeModel, spec: RunSpec, *, channels: int, classes: int, folder: Path) -> dict[str, Any]:
