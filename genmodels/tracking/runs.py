@@ -434,7 +434,6 @@ def _thumbnail(path: Path) -> bytes:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
         file = io.BytesIO()
-        image.convert("RGB").resize(size, resample).save(
-            file, "WEBP", quality=90, method=2
-        )  # half the time of the usual 4
+        thumbnail = image.convert("RGB").resize(size, resample)
+        thumbnail.save(file, "WEBP", quality=90, method=2)  # in half the time of the usual 4
     return file.getvalue()

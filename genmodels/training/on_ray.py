@@ -46,7 +46,8 @@ def run_workers(
         UnavailableError: if the group was lost more often than is reasonable.
     """
     elastic = (training.min_workers or workers) < workers
-    patience = RESIZE_SECONDS if elastic else PLACEMENT_SECONDS  # how much room there is Ray asks only before it waits
+    # Ray counts the places before it waits for them, and not again.
+    patience = RESIZE_SECONDS if elastic else PLACEMENT_SECONDS
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ray.init(log_to_driver=True, logging_level=logging.WARNING)

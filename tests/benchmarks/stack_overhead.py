@@ -51,9 +51,9 @@ def main(rounds: int) -> None:
 def in_turns(spec: RunSpec) -> tuple[float, float, float]:
     """Seconds that the flow's training and the engine's took, each without those in which it was stopped; and those
     from the command to the flow's first step."""
-    fork = multiprocessing.get_context("spawn")
-    ready, go = fork.Event(), fork.Event()
-    engine = fork.Process(target=bare, args=(spec, ready, go), daemon=True)
+    spawning = multiprocessing.get_context("spawn")
+    ready, go = spawning.Event(), spawning.Event()
+    engine = spawning.Process(target=bare, args=(spec, ready, go), daemon=True)
     engine.start()
     ready.wait()
     there_before = set(psutil.pids())
