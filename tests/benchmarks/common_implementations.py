@@ -2,16 +2,21 @@
 
     python tests/benchmarks/common_implementations.py [--threads 2]
 
+Each side is a process of its own, as people run them: what the engine tells its C library to keep is not lent to the
+other side. They never run at the same time.
+
 What they have in common, and ours has not: weights scaled in every forward, upsampling through expanded views, a
 discriminator's forward and backward for each of real, fake and interpolated, unfused optimisers, NCHW memory. Both
 sides have the same layers, batch and losses. Prints images/s of both and the median ratio (ours / theirs).
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -22,7 +27,7 @@ from genmodels.models import build
 from genmodels.models.base import DataInfo
 from genmodels.training.bench import endless_engine
 
-BLOCKS, STEPS = 6, 2
+WARM_UP, BLOCKS, STEPS = 3, 12, 2
 WIDTHS = [128, 128, 128, 128, 64]
 CONFIGS: dict[str, dict[str, Any]] = {
     "progressive_gan": {"resolution": 64, "latent": 128, "fmap_base": 2048, "fmap_max": 128, "batch_images": 16},
@@ -179,23 +184,42 @@ def ours(name: str) -> Callable[[], None]:
     return endless_engine(model, model.stages[-1]).step
 
 
-def seconds(step: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return (time.perf_counter() - started) / STEPS
+THEIRS = {"progressive_gan": progressive_gan, "cyclegan": cyclegan}
+
+
+def side(name: str, engine: bool, threads: int, turns: Connection) -> None:
+    """A process of one side: it takes `STEPS` steps whenever it is asked, and answers with the seconds of one."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    step = ours(name) if engine else THEIRS[name]()
+    while turns.recv():
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        turns.send((time.perf_counter() - started) / STEPS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
-    torch.manual_seed(0)
-    for name, theirs in {"progressive_gan": progressive_gan(), "cyclegan": cyclegan()}.items():
-        mine = ours(name)
-        pairs = [(seconds(mine), seconds(theirs)) for _ in range(1 + BLOCKS)][1:]  # the first warms up
+    threads = parser.parse_args().threads
+    processes = multiprocessing.get_context("spawn")
+    for name in THEIRS:
+        lines = []
+        for engine in (True, False):
+            here, there = processes.Pipe()
+            processes.Process(target=side, args=(name, engine, threads, there), daemon=True).start()
+            lines.append(here)
+
+        def seconds(line: Connection) -> float:
+            line.send(True)
+            return line.recv()
+
+        pairs = [tuple(map(seconds, lines)) for _ in range(WARM_UP + BLOCKS)][WARM_UP:]
+        for line in lines:
+            line.send(False)
         images = CONFIGS[name]["batch_images"]
-        mine_rate, their_rate = (images / statistics.median(side) for side in zip(*pairs, strict=True))
+        mine_rate, their_rate = (images / statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = statistics.median(t / m for m, t in pairs)
         print(f"{name}: ours {mine_rate:.3g} images/s, theirs {their_rate:.3g}: {ratio:.2f} times ({BLOCKS} blocks)")
 
