@@ -1,4 +1,5 @@
-"""The alerts: one Prefect automation for each thing that somebody should hear of.
+"""The alerts: one Prefect automation for each thing that somebody should hear of, and one that gives up runs whose
+process is gone.
 
 Without more, an automation only leaves its event in Prefect. Whom it tells, by Slack, webhook or mail, is a block that
 is made on Prefect's pages and named by GENMODELS_ALERT_BLOCK, or an action that is added to it there.
@@ -10,7 +11,8 @@ from typing import Literal
 
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.events.actions import ActionTypes, CallWebhook, DoNothing, SendNotification
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, DoNothing, SendNotification
 from prefect.exceptions import ObjectNotFound
 
 from flows.events import PROMOTION_REFUSED, STEP_ENDED, STEP_PROGRESSED, STEP_STARTED
@@ -24,9 +26,14 @@ STATE_MESSAGE = "event.resource['prefect.state-message']"
 OWN_MESSAGE = "event.resource['prefect.resource.name'] ~ ': ' ~ event.resource['genmodels.message']"
 NOBODY = "'No server and no worker took it.'"
 
+# Prefect's engine sends a heartbeat every three minutes, and the server takes in events late when it was away.
+SILENCE = timedelta(minutes=10)
+
 
 def alerts(deployments: Sequence[str]) -> list[AutomationCore]:
-    """All alerts on the runs of these deployments, with the actions of the settings, or with none."""
+    """All alerts on the runs of these deployments, with the actions of the settings, or with none; and the end of runs
+    that were killed, which could not say so themselves. The server gives up no run that has ended, and one that was
+    silent and lives ends as it would have."""
     minutes = settings().alert_minutes
     # By the state's type: its name, which is also the event's, may be any.
     states = {
@@ -46,11 +53,25 @@ def alerts(deployments: Sequence[str]) -> list[AutomationCore]:
         posture=Posture.Proactive,
         within=timedelta(minutes=minutes),
     )
+    silent = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=_of(deployments, role="flow"),  # heartbeats do not name their deployment
+        posture=Posture.Proactive,
+        within=SILENCE,
+    )
+    crash = ChangeFlowRunState(
+        state=StateType.CRASHED,
+        message=f"Its process is gone: no sign of life for {SILENCE}. Run it again to go on from where it was.",
+    )
     return [
         *found,
         _alert("missed-schedule", "a run was due and nobody started it", late, NOBODY),
         _alert("gate-refusal", "the gate kept a challenger from becoming champion", refused, OWN_MESSAGE),
         _alert("no-progress", f"a step made no progress for {minutes:g} minutes", stalled, OWN_MESSAGE),
+        _automation("silence", "Gives up runs whose process is gone.", silent, crash),
     ]
 
 
@@ -73,7 +94,7 @@ def _publish(alert: AutomationCore, client: SyncPrefectClient) -> Change:
     for double in doubles:  # two published at once
         client.delete_automation(double.id)
     kept = {"enabled": first.enabled}
-    if not settings().alert_block:
+    if not settings().alert_block or isinstance(alert.actions[0], ChangeFlowRunState):
         kept |= {"actions": first.actions}
     wanted = alert.model_copy(update=kept)
     if _content(first) == _content(wanted):
@@ -88,12 +109,16 @@ def _content(automation: AutomationCore) -> dict[str, object]:
 
 
 def _alert(name: str, about: str, trigger: EventTrigger, message: str) -> AutomationCore:
+    return _automation(name, f"Tells that {about}.", trigger, _action(name, about, message))
+
+
+def _automation(name: str, purpose: str, trigger: EventTrigger, action: ActionTypes) -> AutomationCore:
     return AutomationCore(
         name=f"genmodels-{name}",
-        description=f"Tells that {about}. Published by genmodels.",
+        description=f"{purpose} Published by genmodels.",
         tags=["genmodels"],
         trigger=trigger,
-        actions=[_action(name, about, message)],
+        actions=[action],
     )
 
 
@@ -125,6 +150,7 @@ def _on_state(type: str, deployments: Sequence[str], event: str = "prefect.flow-
     )
 
 
-def _of(deployments: Sequence[str]) -> dict[str, str | list[str]]:
-    """Events of these deployments' runs. What a run starts in its own process is told of as the run itself."""
-    return {"prefect.resource.role": "deployment", "prefect.resource.name": sorted(deployments)}
+def _of(deployments: Sequence[str], role: str = "deployment") -> dict[str, str | list[str]]:
+    """Events of the runs of these deployments, or of the flows of the same names. What a run starts in its own process
+    is told of as the run itself."""
+    return {"prefect.resource.role": role, "prefect.resource.name": sorted(deployments)}

@@ -16,7 +16,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from flows.artifacts import models_side_by_side
-from flows.forms import Dataset, Model, Override, Preset, Seed, Workers
+from flows.forms import Dataset, Model, Override, Preset, PromotionBy, Seed, Workers
 from flows.retrain import deployed, retrain
 from genmodels.errors import GenmodelsError
 from genmodels.steps.resolve import resolve
@@ -48,6 +48,7 @@ def retrain_all(
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0],  # noqa: B006
     workers: Workers = 2,
     at_once: Annotated[int, Field(ge=1)] = 1,
+    promotion: PromotionBy = "automatic",
 ) -> State:
     """Train several models on one data set, each in a `retrain` run of its own; one that fails stops no other. Then
     show all registered models of the data set beside each other.
@@ -59,7 +60,8 @@ def retrain_all(
         overrides: By model, KEY=VALUE over the preset.
         seeds: Of everything random, one run for each of them and each model.
         workers: Data-parallel training processes of each run.
-        at_once: How many of the runs may go on at the same time.
+        at_once: How many of the runs may go on at the same time; one that waits for an answer counts no more.
+        promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on each page.
     """
     waiting: list[dict[str, Any]] = [
         {"model": model, "dataset": dataset, "preset": preset, "overrides": list(overrides.get(model, ()))}
@@ -72,11 +74,12 @@ def retrain_all(
             resolve(**parameters)
     except GenmodelsError as error:
         return Failed(message=f"Nothing was started: {error}", data=error)
+    waiting = [parameters | {"promotion": promotion} for parameters in waiting]
     deployed(retrain).apply()
     started: list[FlowRun] = []
     with get_client(sync_client=True) as client:
         while waiting or not all(_is_final(run) for run in started):
-            while waiting and sum(not _is_final(run) for run in started) < at_once:
+            while waiting and sum(_goes_on(run) for run in started) < at_once:
                 started.append(_start(waiting.pop(0)))
             time.sleep(POLL_SECONDS)
             started = [run if _is_final(run) else client.read_flow_run(run.id) for run in started]
@@ -92,6 +95,10 @@ def _start(parameters: dict[str, Any]) -> FlowRun:
 
 def _is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
+
+
+def _goes_on(run: FlowRun) -> bool:
+    return not _is_final(run) and not (run.state and run.state.is_paused())
 
 
 def _summary(runs: list[FlowRun]) -> State:

@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from queue import Queue
 from threading import Thread
 from typing import Any
+from uuid import UUID
 
 import pytest
 import requests
@@ -20,7 +23,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Pending
 from test_approval import NAME, TINY, challenger
 from test_deployments import registered
-from test_retrain import prefect
+from test_retrain import prefect, wait_for
 
 from flows import alerts, events
 from flows.deployments import publish_alerts
@@ -77,8 +80,9 @@ def test_publishing_twice_changes_nothing_and_what_a_person_attached_stays(
 ):
     assert set(publish_alerts().values()) == {"created"}
     published = automations(stack)
-    assert set(published) == {f"genmodels-{kind}" for kind in KINDS}
-    assert {action["type"] for found in published.values() for action in found["actions"]} == {"do-nothing"}
+    actions = {name: [action["type"] for action in found["actions"]] for name, found in published.items()}
+    nobody_is_told = {f"genmodels-{kind}": ["do-nothing"] for kind in KINDS}
+    assert actions == nobody_is_told | {"genmodels-silence": ["change-flow-run-state"]}
     assert set(publish_alerts().values()) == {"unchanged"}
     assert automations(stack) == published
 
@@ -141,8 +145,46 @@ def step(name: str, pace: int, seconds: float) -> None:
 
 
 @flow(name="moving")
-def move(pace: int) -> None:
-    step("moving" if pace else "standing", pace, seconds=20)
+def move(pace: int, seconds: float = 20) -> None:
+    step("moving" if pace else "standing", pace, seconds)
+
+
+def test_a_killed_run_does_not_stay_running_and_one_that_lives_does(
+    stack: Settings, none_published: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(alerts, "SILENCE", timedelta(seconds=45))
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # Prefect's least
+    alerts.publish(["moving"])
+    parameters = {"pace": 10, "seconds": 70}
+    runs, processes = [], []
+    for _ in range(2):
+        with get_client(sync_client=True) as client:
+            run = client.create_flow_run_from_deployment(deployed(move).apply(), parameters=parameters, state=Pending())
+        process = get_context("spawn").Process(target=execute, args=(run.id,), daemon=True)
+        process.start()
+        runs.append(run.id)
+        processes.append(process)
+
+    def state(run: UUID) -> str:
+        return prefect(stack, f"flow_runs/{run}")["state"]["type"]
+
+    def beats(run: UUID) -> int:
+        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+        return prefect(stack, "events/filter", filter=wanted)["total"]
+
+    killed, lives = runs
+    wait_for(lambda: all(map(beats, runs)))
+    processes[0].kill()
+    wait_for(lambda: state(killed) == "CRASHED")
+    assert state(lives) == "RUNNING"
+    processes[1].join()
+    assert state(lives) == "COMPLETED"
+
+
+def execute(run: UUID) -> None:
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(run)
+    run_flow(move, flow_run=found, parameters=found.parameters)
 
 
 def test_each_alert_arrives_at_a_receiver(
