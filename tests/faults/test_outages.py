@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from fault_proxy import FaultProxy
 from PIL import Image
 from private_stack import IMAGES, LONG, SMALL, PrivateStack, assert_clean, prefect, wait_for, wait_for_images
+from sklearn.datasets import load_digits
 
 from genmodels.jobs import latest_job
 from genmodels.spec import PrepareReport, RunSpec
@@ -73,11 +75,13 @@ OUTAGES: dict[str, tuple[str, Callable[[PrivateStack], None]]] = {
 
 @pytest.fixture
 def asked(private: PrivateStack, tmp_path: Path) -> RunSpec:
-    """A run on pictures of the test's own, so that nothing of it has been done before."""
+    """A run on digits of the test's own, so that nothing of it has been done before."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (400, 8, 8), dtype=np.uint8)):
-        Image.fromarray(pixels).save(folder / f"{index}.png")
+    noise = np.random.default_rng(zlib.crc32(tmp_path.name.encode())).integers(0, 16, (400, 8, 8))
+    digits, _ = load_digits(return_X_y=True)
+    for index, pixels in enumerate(15 * np.reshape(digits[:400], noise.shape) + noise):
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     return resolve("gan", f"folder:{folder}", "demo", [*SMALL, "resolution=8"], workers=2)
 
 
@@ -86,10 +90,11 @@ def bound(asked: RunSpec) -> RunSpec | None:
     return asked.with_dataset(report.dataset_digest) if report else None
 
 
-def wait_for_step(asked: RunSpec, step: str) -> None:
+def wait_for_step(flow: subprocess.Popen[str], asked: RunSpec, step: str) -> None:
     """Until the step's job runs; in training, until it is well under way."""
 
     def running() -> bool:
+        assert flow.poll() is None, flow.communicate()[0]
         spec = asked if step == "prepare" else bound(asked)
         job = latest_job(step, spec) if spec else None
         info = job.info() if job else None
@@ -116,7 +121,7 @@ def assert_whole(private: PrivateStack, asked: RunSpec) -> None:
 def test_a_flow_survives_without_help(private: PrivateStack, asked: RunSpec, outage: str):
     step, happen = OUTAGES[outage]
     flow = private.flow(asked)
-    wait_for_step(asked, step)
+    wait_for_step(flow, asked, step)
     happen(private)
     address = outcome(flow)["addresses"]
     assert_whole(private, asked)
@@ -128,7 +133,7 @@ def test_a_flow_survives_without_help(private: PrivateStack, asked: RunSpec, out
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_then_cancelled_in_each_step_and_run_again(private: PrivateStack, asked: RunSpec, step: str):
     first = private.flow(asked)
-    wait_for_step(asked, step)
+    wait_for_step(first, asked, step)
     first.send_signal(signal.SIGKILL)
     first.wait()
 
