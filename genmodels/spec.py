@@ -53,6 +53,7 @@ class GuardsSpec(Record):
     warm_up: float = Field(default=0.25, ge=0, lt=1, description="share of a stage in which guards only measure")
     divergence: GuardSpec = GuardSpec(action="roll_back", threshold=1000.0, looks=1)
     mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
+    missing_classes: GuardSpec = GuardSpec(action="warn", threshold=2.0)
     strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)
     oscillation: GuardSpec = GuardSpec(action="warn", threshold=0.5)
 

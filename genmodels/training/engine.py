@@ -127,7 +127,7 @@ class Engine:
             check_batch(stage, self.workers.size, self.training.accumulation)
         self.average = WeightAverage(model, model.ema) if model.ema else None
         self.update_counts: dict[str, int] = {}
-        self._batches_of = batches
+        self.batches_of = batches
         self._begin_stage(Position())
 
     @property
@@ -245,7 +245,7 @@ class Engine:
     def _begin_stage(self, position: Position) -> None:
         self.position = position
         self.model.at(self.stage, position.images_in_stage)
-        self.batches = self._batches_of(self.stage)
+        self.batches = self.batches_of(self.stage)
         self._trained = [_Trained(update, self.workers.size) for update in self.model.updates(self.stage)]
         self._told: Totals = {}
 

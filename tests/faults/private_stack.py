@@ -36,6 +36,7 @@ LONG = [
 ALL = -1  # days: also what was written a moment ago
 IMAGES, BATCH, GRIDS = 160_000, 400, 20
 SMALL = [f"images={IMAGES}", f"batch_images={BATCH}", "training.checkpoint_seconds=1", "training.log_seconds=0.5"]
+SMALL += ["training.guards.mode_collapse.action=off"]  # so that all of it is trained, however it looks
 RANKED = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 KEPT = re.compile(  # what a run leaves for good; all else in the bucket is a data set, or prune's to find
     r"(locks|prepared|evaluations|extractors|raw/pins)/.*|runs/([0-9a-f]{64}/)?"
@@ -87,10 +88,8 @@ class PrivateStack:
             line.close()
 
     def flow(self, spec: RunSpec) -> subprocess.Popen[str]:
-        """`genmodels retrain` of the spec, in a process of its own."""
-        settings = spec.training.model_dump(exclude_defaults=True)
-        overrides = [f"{key}={spec.config[key]}" for key in ("images", "batch_images", "resolution")]
-        overrides += [f"training.{key}={value}" for key, value in settings.items()]
+        """`genmodels retrain` of a `SMALL` spec, in a process of its own."""
+        overrides = [*SMALL, f"resolution={spec.config['resolution']}"]
         command = [sys.executable, "-m", "genmodels", "retrain", spec.model, "--dataset", spec.dataset, "--json"]
         command += ["--seed", str(spec.seed), "--workers", str(spec.workers)]
         command += [part for override in overrides for part in ("--set", override)]
