@@ -63,6 +63,8 @@ def alerts(deployments: Sequence[str]) -> list[AutomationCore]:
         within=SILENCE,
     )
     crash = ChangeFlowRunState(
+        name=None,
+        force=False,
         state=StateType.CRASHED,
         message=f"Its process is gone: no sign of life for {SILENCE}. Run it again to go on from where it was.",
     )
