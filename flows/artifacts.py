@@ -242,9 +242,9 @@ def decision(promotion: Promotion, spec: RunSpec) -> None:
 
 
 @best_effort
-def models_side_by_side(dataset: str) -> None:
+def models_side_by_side(dataset: str, *, every_version: bool = False) -> None:
     """The leaderboard of a data set with its models' samples, and the way to the same in MLflow."""
-    comparison = compare(dataset)
+    comparison = compare(dataset, every_version=every_version)
     pictures = {
         contender.label: data_uri(png, SIDE_BY_SIDE_PIXELS)
         for contender in comparison.contenders

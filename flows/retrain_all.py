@@ -45,6 +45,7 @@ def retrain_all(
     dataset: Dataset = "digits",
     preset: Preset = "demo",
     overrides: Mapping[Model, Sequence[Override]] = {},
+    variants: Sequence[Override] = (),
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0],  # noqa: B006
     workers: Workers = 2,
     at_once: Annotated[int, Field(ge=1)] = 1,
@@ -58,15 +59,17 @@ def retrain_all(
         dataset: A name from `genmodels datasets`, folder:PATH, or s3://BUCKET/PREFIX.
         preset: The settings to start from; demo learns in minutes on a CPU, paper is the paper's.
         overrides: By model, KEY=VALUE over the preset.
-        seeds: Of everything random, one run for each of them and each model.
+        variants: KEY=VALUE, such as adversarial_loss=hinge, one run for each of them and each model.
+        seeds: Of everything random, one run for each of them, each variant and each model.
         workers: Data-parallel training processes of each run.
         at_once: How many of the runs may go on at the same time; one that waits for an answer counts no more.
         promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on each page.
     """
     waiting: list[dict[str, Any]] = [
-        {"model": model, "dataset": dataset, "preset": preset, "overrides": list(overrides.get(model, ()))}
+        {"model": model, "dataset": dataset, "preset": preset, "overrides": [*overrides.get(model, ()), *variant]}
         | {"seed": seed, "workers": workers}
         for model in models
+        for variant in [[variant] for variant in variants] or [[]]
         for seed in seeds
     ]
     try:
@@ -80,16 +83,16 @@ def retrain_all(
     with get_client(sync_client=True) as client:
         while waiting or not all(_is_final(run) for run in started):
             while waiting and sum(_goes_on(run) for run in started) < at_once:
-                started.append(_start(waiting.pop(0)))
+                started.append(_start(len(started), waiting.pop(0)))
             time.sleep(POLL_SECONDS)
             started = [run if _is_final(run) else client.read_flow_run(run.id) for run in started]
-    models_side_by_side(dataset)
+    models_side_by_side(dataset, every_version=bool(variants))
     return _summary(started)
 
 
-def _start(parameters: dict[str, Any]) -> FlowRun:
-    """A `retrain` run; the same one if this flow run is tried again."""
-    key = f"{flow_run.id}-{parameters['model']}-{parameters['seed']}"
+def _start(place: int, parameters: dict[str, Any]) -> FlowRun:
+    """The `retrain` run at that place of the matrix; the same one if this flow run is tried again."""
+    key = f"{flow_run.id}-{place}"
     return cast(FlowRun, run_deployment("retrain/retrain", parameters=parameters, timeout=0, idempotency_key=key))
 
 
@@ -105,6 +108,7 @@ def _summary(runs: list[FlowRun]) -> State:
     rows = [
         {
             "model": run.parameters["model"],
+            "settings": ", ".join(run.parameters["overrides"]),
             "seed": run.parameters["seed"],
             "state": run.state_name,
             "result": run.state.message if run.state else "",
@@ -113,7 +117,11 @@ def _summary(runs: list[FlowRun]) -> State:
         for run in runs
     ]
     create_table_artifact(rows, "retrain-all", "What came of each model")
-    failed = [f"{row['model']} (seed {row['seed']}): {row['result']}" for row in rows if row["state"] != "Completed"]
+    failed = [
+        f"{row['model']} ({row['settings']} seed {row['seed']}): {row['result']}"
+        for row in rows
+        if row["state"] != "Completed"
+    ]
     if failed:
         return Failed(message=f"{len(failed)} of {len(runs)} runs did not complete: {' · '.join(failed)}")
     return Completed(message=f"All {len(runs)} runs completed.")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from genmodels.errors import SpecError, unknown
-from genmodels.spec import EvaluationReport, Metric, Record, TrainReport, name_of_dataset
+from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, TrainReport, name_of_dataset
 from genmodels.storage.objects import store
 from genmodels.tracking.promotion import evaluation_of, gain_and_noise
 from genmodels.tracking.registry import ModelVersion, Registry
@@ -38,6 +38,9 @@ class Contender(Record):
     model: str
     preset: str
     seed: int
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="those of its config that others of the same model have otherwise"
+    )
     density: str = Field(description="its class in the taxonomy of Goodfellow (NIPS 2016 tutorial, figure 9)")
     metrics: dict[str, Metric] = Field(description="by column")
     not_judged: dict[str, str] = Field(description="why an axis was not judged or an extractor not used, by name")
@@ -54,6 +57,11 @@ class Contender(Record):
     def label(self) -> str:
         """Its name where the data set is known: `progressive_gan v3`."""
         return f"{self.model} v{self.version}"
+
+    @property
+    def set_apart(self) -> str:
+        """Its settings, for people: `adversarial_loss=hinge`."""
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items())
 
 
 class Column(Record):
@@ -133,7 +141,7 @@ def compare(dataset: str, *, every_version: bool = False) -> Comparison:
             entered.append(_contender(version, sorted(called), registry))
         except SpecError as error:
             left_out[f"{version.name} version {version.version}"] = str(error)
-    groups = _judged_alike(entered)
+    groups = _judged_alike(_with_own_settings(entered))
     boards = [_leaderboard(group, "" if group is groups[0] else _why_apart(group, groups[0])) for group in groups]
     return Comparison(dataset=dataset, leaderboards=boards, left_out=left_out)
 
@@ -176,6 +184,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
     facts = {entry["key"]: entry["value"] for entry in (*run.get("params", []), *run.get("tags", []))}
     kind = json.loads(registry.model_tags(version).get("export", "{}")).get("kind", "samples")
     trained = store().get_record(f"runs/{report.run_key}/train.json", TrainReport)
+    spec = store().get_record(f"runs/{report.run_key}/spec.json", RunSpec)
     grids = [info.key for info in store().list(f"runs/{report.run_key}/samples/")]
     values: dict[str, Any] = {
         "name": version.name,
@@ -183,6 +192,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         "aliases": aliases,
         "model": version.name.partition(".")[0],
         **{key: facts.get(key) for key in ("preset", "seed", "workers", "density")},
+        "settings": {key: str(value) for key, value in leaves(spec.config).items()} if spec else {},
         "metrics": _by_column(report),
         "not_judged": report.not_offered,
         "parameters": {
@@ -197,6 +207,21 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         return Contender.model_validate(values), report
     except ValidationError:
         raise SpecError("Its run was not made by `genmodels`, which would have said what the model is.") from None
+
+
+def _with_own_settings(
+    entered: Sequence[tuple[Contender, EvaluationReport]],
+) -> list[tuple[Contender, EvaluationReport]]:
+    """The same, and of each one's settings only those in which versions of its model differ."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for contender, _ in entered:
+        for key, value in contender.settings.items():
+            values.setdefault((contender.model, key), set()).add(value)
+
+    def own(contender: Contender) -> dict[str, str]:
+        return {k: v for k, v in contender.settings.items() if len(values[contender.model, k]) > 1}
+
+    return [(contender.model_copy(update={"settings": own(contender)}), report) for contender, report in entered]
 
 
 def _by_column(report: EvaluationReport) -> dict[str, Metric]:

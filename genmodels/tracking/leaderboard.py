@@ -117,7 +117,9 @@ def glance(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             place(board.headlines[0], contender),
-            f"{contender.label}{' (champion)' if 'champion' in contender.aliases else ''}",
+            " ".join(
+                filter(None, [contender.label, "(champion)" * ("champion" in contender.aliases), contender.set_apart])
+            ),
             contender.density,
             *(_score(column, contender) for column in board.headlines),
             amount(sum(contender.parameters.values()) or None),

@@ -31,9 +31,12 @@ def judged_version(
     not_offered: dict[str, str] | None = None,
     preset: str = "demo",
     registered_as: str | None = None,
+    config: dict[str, object] | None = None,
 ) -> ModelVersion:
     """The version of that model's run on that data set; the seed tells it from others."""
-    spec = spec_of(model, dataset, seed=seed, data=data).model_copy(update={"preset": preset})
+    spec = spec_of(model, dataset, seed=seed, data=data)
+    spec = spec.model_copy(update={"preset": preset, "config": spec.config | (config or {})})
+    store().put_record(f"{folder('train', spec)}/spec.json", spec)
     evaluated(spec, *metrics, protocol=protocol, not_offered=not_offered)
     save_report(
         "train",

@@ -42,6 +42,17 @@ def test_of_equal_places_none_is_better_beyond_the_noise(intervals: list[tuple[f
                 assert found[one] < found[other]
 
 
+def test_versions_of_one_model_are_told_apart_by_the_settings_that_they_do_not_share(tracking: Settings):
+    shared = {"latent": 64, "rates": {"generator": 1e-3}}
+    for number, changes in enumerate(({"loss": "hinge"}, {"loss": "lsgan", "rates": {"generator": 2e-3}})):
+        judged_version("gan", "apart", metric("fid", 5.0), seed=number, config=shared | changes)
+    judged_version("vae", "apart", metric("fid", 5.0), config={"latent": 8})
+    one, other, vae = sorted(compare("apart", every_version=True).contenders, key=lambda each: each.label)
+    assert one.settings == {"loss": "hinge", "rates.generator": "0.001"}
+    assert other.set_apart == "rates.generator=0.002, loss=lsgan"
+    assert vae.settings == {}
+
+
 def test_models_of_all_axes_are_ranked_on_those_they_were_judged_on(tracking: Settings):
     wasserstein = {"floor": 1.0, "untrained": 9.0}
     judged_version("gan", "axes", metric("sliced_wasserstein", 5.0, **wasserstein), seconds=600)
