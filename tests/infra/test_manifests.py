@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genmodels.settings import Settings
 from genmodels.stack import USUAL_PORTS, Stack, services
@@ -357,13 +358,89 @@ def test_network_policies_speak_of_pods_and_ports_that_there_are():
         assert service["spec"]["selector"]["app"] in labels
 
 
-def test_kubernetes_knows_every_field():
-    """Strictly, by the published schemas. Of a RayCluster only the pods are in them; the rest is KubeRay's own."""
+class KubeRay(BaseModel):
+    """The fields of ray.io/v1 by KubeRay's API reference (1.7), without descriptions. What they take over from
+    Kubernetes, a pod and its containers, is Kubernetes' to check."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class HeadGroup(KubeRay):
+    template: dict[str, Any]
+    rayStartParams: dict[str, str] = {}
+    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
+    headService: dict[str, Any] | None = None
+    enableIngress: bool | None = None
+    resources: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class WorkerGroup(KubeRay):
+    groupName: str
+    template: dict[str, Any]
+    rayStartParams: dict[str, str] = {}
+    replicas: int | None = Field(None, ge=0)
+    minReplicas: int = Field(0, ge=0)
+    maxReplicas: int = Field(2**31 - 1, ge=0)
+    numOfHosts: int = Field(1, ge=1)
+    idleTimeoutSeconds: int | None = Field(None, ge=0)
+    suspend: bool | None = None
+    scaleStrategy: dict[str, list[str]] | None = None
+    resources: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class AutoscalerOptions(KubeRay):
+    resources: dict[str, Any] = {}
+    securityContext: dict[str, Any] = {}
+    env: list[dict[str, Any]] = []
+    envFrom: list[dict[str, Any]] = []
+    volumeMounts: list[dict[str, Any]] = []
+    image: str | None = None
+    imagePullPolicy: str | None = None
+    idleTimeoutSeconds: int | None = Field(None, ge=0)
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
+    version: Literal["v1", "v2"] | None = None
+
+
+class AuthOptions(KubeRay):
+    mode: Literal["disabled", "token"] | None = None
+    secretName: str | None = None
+    enableK8sTokenAuth: bool | None = None
+
+
+class RayClusterSpec(KubeRay):
+    headGroupSpec: HeadGroup
+    workerGroupSpecs: list[WorkerGroup] = []
+    rayVersion: str | None = None
+    enableInTreeAutoscaling: bool | None = None
+    autoscalerOptions: AutoscalerOptions = AutoscalerOptions()
+    authOptions: AuthOptions | None = None
+    headServiceAnnotations: dict[str, str] | None = None
+    gcsFaultToleranceOptions: dict[str, Any] | None = None
+    managedBy: str | None = None
+    suspend: bool | None = None
+    upgradeStrategy: dict[str, Any] | None = None
+
+
+def test_kubernetes_and_kuberay_know_every_field():
+    """Strictly: by the schemas that Kubernetes publishes, and a RayCluster by KubeRay's fields around its pods."""
     kubernetes = pytest.importorskip("kubernetes_validate")
     version = kubernetes.latest_version()
     for resource in RESOURCES:
         if resource["kind"] != "RayCluster":
             kubernetes.validate(resource, version, strict=True)
+            continue
+        assert resource["apiVersion"] == "ray.io/v1"
+        spec = RayClusterSpec.model_validate(resource["spec"])
+        for group in spec.workerGroupSpecs:
+            assert group.minReplicas <= (group.replicas or 0) <= group.maxReplicas
+        taken = {"env", "envFrom", "resources", "securityContext", "volumeMounts"}
+        autoscaler = {"name": "autoscaler", **spec.autoscalerOptions.model_dump(include=taken)}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [autoscaler]}}
+        kubernetes.validate(pod, version, strict=True)
+    with pytest.raises(ValidationError, match="rayStartParams"):
+        HeadGroup.model_validate({"template": {}, "rayStartParams": {"num-cpus": 0}})
     for name, template in pod_templates():
         wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": template}
         kubernetes.validate(wrapped, version, strict=True)
