@@ -24,6 +24,7 @@ from genmodels.data.examples import (
     named_by,
     of_arrays,
     read_idx,
+    read_npz,
     with_held_out,
 )
 from genmodels.data.images import decoded
@@ -34,6 +35,7 @@ from genmodels.storage.objects import ObjectStore, split_uri
 
 TRANSFERS = 16
 PHOTO_SIDE, PHOTO_TILE = 64, 106
+DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -219,6 +221,18 @@ def _sprites(files: Mapping[str, Path]) -> Examples:
     return of_arrays({"train": (images, factors.pop("shape"))}, sprites.SHAPES, factors)
 
 
+def _dsprites(files: Mapping[str, Path]) -> Examples:
+    """All combinations of the factors. As in `sprites`, the shape is the class."""
+    images, values = read_npz(files[DSPRITES], ["imgs", "latents_classes"], DSPRITES)
+    if images.ndim != 3 or values.shape != (len(images), len(sprites.SIZES)) or images.max(initial=0) > 1:
+        raise DataError(
+            f"{DSPRITES} holds images {images.shape} and factors {values.shape}, where black-and-white images "
+            f"(N, H, W) and {len(sprites.SIZES)} factors of each are expected; fetch it again."
+        )
+    factors = dict(zip(sprites.SIZES, values.T, strict=True))
+    return of_arrays({"train": (images * np.uint8(255), factors.pop("shape"))}, sprites.SHAPES, factors)
+
+
 def _sklearn_file(name: str) -> Path:
     """A data file of scikit-learn's, found without importing it, which takes seconds."""
     spec = find_spec("sklearn")
@@ -367,6 +381,22 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             read=_sprites,
             class_names=sprites.SHAPES,
             counts={"train": 18_000, "test": 2_000},
+        ),
+        CatalogueEntry(
+            name="dsprites",
+            title="dSprites, shapes of six known factors, all combinations (Matthey et al. 2017)",
+            licence="Apache 2.0",
+            resolution=sprites.SIDE,
+            channels=1,
+            read=_dsprites,
+            class_names=sprites.SHAPES,
+            files=(
+                RemoteFile(
+                    name=DSPRITES,
+                    urls=(f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{DSPRITES}",),
+                ),
+            ),
+            counts={"all": 737_280},
         ),
         CatalogueEntry(
             name="mnist",

@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import math
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +19,7 @@ from genmodels.data.images import SUFFIXES, Content
 from genmodels.errors import DataError
 
 HELD_OUT = 0.1
+MAX_NPY_BYTES = 4 << 30
 TABLE_OF_FOLDER = {"trainA": "train_a", "trainB": "train_b", "testA": "test_a", "testB": "test_b"}
 
 
@@ -182,6 +186,30 @@ def with_held_out(examples: Examples) -> Examples:
 
     tables = examples.tables | {table.replace("train", "test") for table in examples.tables}
     return replace(examples, tables=tables, read=read)
+
+
+def read_npz(path: Path, names: Sequence[str], title: str) -> list[np.ndarray]:
+    """The named arrays of a .npz file. What else is in it, such as pickled objects, is not looked at.
+
+    Raises DataError if one is missing, is not of plain numbers, or is not as large as its header says.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [_npy(archive, f"{name}.npy") for name in names]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{title} cannot be read as arrays {', '.join(names)} ({error}); fetch it again.") from error
+
+
+def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file:
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = header[np.lib.format.read_magic(file)](file)
+        if dtype.kind not in "iu" or by_columns or file.tell() + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} is no array of whole numbers, or truncated")
+        if size > MAX_NPY_BYTES:
+            raise ValueError(f"{name} has {size:,} bytes, more than the {MAX_NPY_BYTES:,} that are allowed")
+        return np.frombuffer(file.read(), dtype).reshape(shape)
 
 
 def read_idx(path: Path, title: str) -> np.ndarray:

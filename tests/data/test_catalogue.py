@@ -103,6 +103,44 @@ def test_photographs_are_two_domains_of_the_published_counts_and_always_the_same
     assert counts == CATALOGUE["photos"].counts
 
 
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def test_dsprites(mirror: Path):
+    """As published: images of 0 and 1, factors as columns, and pickled facts beside them, which are left alone."""
+    images = np.random.default_rng(0).integers(0, 2, (30, 64, 64), dtype=np.uint8)
+    values = np.stack([np.arange(30) % size for size in (1, 3, 6, 40, 32, 32)], axis=1)
+    facts = np.array({"title": "dSprites"}, dtype=object)
+    put(mirror, f"dsprites/{catalogue.DSPRITES}", npz(metadata=facts, imgs=images, latents_classes=values))
+    found = examples_of("dsprites")
+    assert {example.table for example in found} == {"train", "test"}
+    by_content = {image.tobytes(): row for row, image in enumerate(images * 255)}
+    for example in found:
+        assert isinstance(example.content, np.ndarray)
+        row = by_content[example.content.tobytes()]
+        assert example.label == row % 3
+        assert example.factors == {"colour": 0, "scale": row % 6, "orientation": row, "x": row, "y": row}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"PK nothing", "cannot be read as arrays imgs, latents_classes"),
+        (npz(imgs=np.zeros((2, 4, 4), np.uint8)), "no item named 'latents_classes.npy'"),
+        (npz(imgs=np.array([{}]), latents_classes=np.zeros((1, 6), int)), "imgs.npy is no array of whole numbers"),
+        (npz(imgs=np.full((2, 4, 4), 7, np.uint8), latents_classes=np.zeros((2, 6), int)), "black-and-white images"),
+        (npz(imgs=np.zeros((2, 4, 4), np.uint8), latents_classes=np.zeros((3, 6), int)), r"factors \(3, 6\), where"),
+    ],
+)
+def test_dsprites_that_are_none(mirror: Path, content: bytes, complaint: str):
+    put(mirror, f"dsprites/{catalogue.DSPRITES}", content)
+    with pytest.raises(DataError, match=complaint):
+        examples_of("dsprites")
+
+
 def idx(array: np.ndarray) -> bytes:
     header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     return gzip.compress(header + array.astype(np.uint8).tobytes())
