@@ -1,6 +1,7 @@
 """The alerts on the real server, from what happens to a run to what arrives at a receiver of HTTP requests."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,13 @@ from test_deployments import registered
 from test_retrain import prefect, wait_for
 
 from flows import alerts, events
+from flows.artifacts import alarm_event
 from flows.deployments import publish_alerts
 from flows.retrain import deployed, retrain
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import Progress
+from genmodels.spec import Alarm, Progress, RunSpec
+from genmodels.steps.resolve import resolve
 from genmodels.tracking.promotion import appoint
 
 pytestmark = pytest.mark.timeout(300)
@@ -185,6 +188,24 @@ def execute(run: UUID) -> None:
     with get_client(sync_client=True) as client:
         found = client.read_flow_run(run)
     run_flow(move, flow_run=found, parameters=found.parameters)
+
+
+@flow(name="watched")
+def watch(alarm: Alarm, spec: RunSpec) -> None:
+    alarm_event(alarm, spec)
+
+
+def test_the_alarm_of_a_guard_is_an_event(stack: Settings):
+    spec = resolve("gan", "digits").with_dataset("0" * 64)
+    facts = {"value": math.inf, "threshold": 10.0, "images": 640, "action": "stop"}
+    watch(Alarm.model_validate({"guard": "mode_collapse", "message": "the model repeats itself", **facts}), spec)
+    wanted = {"event": {"name": ["genmodels.guard.mode_collapse"]}}
+    [event] = wait_for(lambda: prefect(stack, "events/filter", filter=wanted)["events"])
+    assert spec.run_key[:8] in event["resource"]["prefect.resource.id"] + event["resource"]["prefect.resource.name"]
+    assert event["payload"] == {"guard": "mode_collapse", "message": "the model repeats itself", **facts} | {
+        "value": "Infinity"
+    }
+    assert {related["prefect.resource.role"] for related in event["related"]} >= {"flow-run", "flow"}
 
 
 def test_each_alert_arrives_at_a_receiver(
