@@ -4,16 +4,16 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 import requests
 from fault_proxy import FaultProxy
+from waiting import wait_for
 
 from genmodels.errors import GenmodelsError
 from genmodels.jobs import Job, RayJobs, attach_or_submit
@@ -28,11 +28,11 @@ from genmodels.storage.objects import store
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
 
-T = TypeVar("T")
 LONG = [
     pytest.mark.skipif("GENMODELS_SOAK_SECONDS" not in os.environ, reason="takes minutes; runs with `make soak`"),
     pytest.mark.timeout(1800),
 ]
+PATIENCE = 800  # seconds for what may have to wait until a server is back
 ALL = -1  # days: also what was written a moment ago
 IMAGES, BATCH, GRIDS = 160_000, 400, 20
 SMALL = [f"images={IMAGES}", f"batch_images={BATCH}", "training.checkpoint_seconds=1", "training.log_seconds=0.5"]
@@ -143,15 +143,6 @@ def forget(spec: RunSpec) -> None:
         TrackingServer().post("runs/delete", run_id=run["info"]["run_id"])
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 800) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {seconds} s in vain")
-
-
 def wait_for_images(spec: RunSpec, images: int, since: float = 0.0) -> None:
     """Until training has shown so many, as it has said after that time (in seconds since the epoch)."""
 
@@ -161,7 +152,7 @@ def wait_for_images(spec: RunSpec, images: int, since: float = 0.0) -> None:
             return progress is not None and progress.done >= images and progress.time.timestamp() > since
         return False
 
-    wait_for(shown)
+    wait_for(shown, PATIENCE)
 
 
 def ranks(job: Job) -> dict[int, int]:
@@ -207,7 +198,7 @@ def assert_clean(private: PrivateStack, spec: RunSpec, quiet: TrainReport | None
         [version] = registry.of_run(name, spec.run_key)
         assert version.tags["gate.verdict"] in {"promoted", "refused"}
         assert registry.aliased(name, "champion")
-    wait_for(lambda: not running_jobs())
+    wait_for(lambda: not running_jobs(), PATIENCE)
     wait_for(lambda: not [*private.processes(lambda command: "RayTrainWorker" in " ".join(command[:1]))], 60)
     _assert_nothing_lies_about()
 

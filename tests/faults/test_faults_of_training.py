@@ -4,6 +4,7 @@ These take minutes each, so they run with `make soak` only; `test_soak.py` has a
 """
 
 import os
+import re
 import signal
 import time
 
@@ -11,15 +12,16 @@ import pytest
 from private_stack import (
     IMAGES,
     LONG,
+    PATIENCE,
     RANKED,
     PrivateStack,
     assert_clean,
     ended,
     forget,
     ranks,
-    wait_for,
     wait_for_images,
 )
+from waiting import wait_for
 
 from genmodels.errors import SpecError
 from genmodels.jobs import attach_or_submit
@@ -63,13 +65,13 @@ def test_a_worker_killed_while_its_checkpoint_is_on_its_way_and_one_that_hangs(
     job = attach_or_submit("train", spec)
     wait_for_images(spec, IMAGES // 10)
     private.s3.latency = 1.0
-    wait_for(lambda: any("/checkpoints/" in line for line in private.s3.unanswered if line.startswith("PUT ")))
+    wait_for(lambda: any(re.match("PUT .*/checkpoints/", line) for line in private.s3.unanswered), PATIENCE)
     first_group = ranks(job)
     os.kill(first_group[0], signal.SIGKILL)
     killed = time.time()
     private.s3.mend()
     wait_for_images(spec, 1, since=killed)
-    wait_for(lambda: not set(ranks(job).values()) & set(first_group.values()))
+    wait_for(lambda: not set(ranks(job).values()) & set(first_group.values()), PATIENCE)
     os.kill(ranks(job)[1], signal.SIGSTOP)
     report = ended(job)
     assert report.restarts >= 1  # as the last checkpoint knew; one that was never saved again counts no more

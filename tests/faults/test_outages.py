@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from fault_proxy import FaultProxy
 from PIL import Image
-from private_stack import IMAGES, LONG, SMALL, PrivateStack, assert_clean, prefect, wait_for, wait_for_images
+from private_stack import IMAGES, LONG, PATIENCE, SMALL, PrivateStack, assert_clean, prefect, wait_for_images
 from sklearn.datasets import load_digits
+from waiting import wait_for
 
 from genmodels.jobs import latest_job
 from genmodels.spec import PrepareReport, RunSpec
@@ -100,7 +101,7 @@ def wait_for_step(flow: subprocess.Popen[str], asked: RunSpec, step: str) -> Non
         info = job.info() if job else None
         return info is not None and info.status == "RUNNING"
 
-    wait_for(running)
+    wait_for(running, PATIENCE)
     if step == "train" and (spec := bound(asked)):
         wait_for_images(spec, IMAGES // 10)
 

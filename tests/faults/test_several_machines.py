@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
-from private_stack import IMAGES, PrivateStack, ended, mlflow_runs, small, wait_for, wait_for_images
+from private_stack import IMAGES, PATIENCE, PrivateStack, ended, mlflow_runs, small, wait_for_images
+from waiting import wait_for
 
 from genmodels.jobs import attach_or_submit
 from genmodels.settings import settings
@@ -103,7 +104,7 @@ def cluster(
     processes = {"head": start("head", "--head", "--port=6379", "--num-cpus=0", memory, *dashboard)}
     ray = services(private.home, stack.model_copy(update={"ray_address": settings().ray_address}))["ray"]
     try:
-        wait_for(ray.answers)
+        wait_for(ray.answers, PATIENCE)
         for host in ("first", "second"):
             processes[host] = start(host, f"--address={HOSTS['head']}:6379", "--num-cpus=1", memory)
         yield processes

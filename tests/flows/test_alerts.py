@@ -24,7 +24,8 @@ from prefect.flow_engine import run_flow
 from prefect.states import Pending
 from test_approval import NAME, TINY, challenger
 from test_deployments import registered
-from test_retrain import prefect, wait_for
+from test_retrain import prefect
+from waiting import wait_for
 
 from flows import alerts, events
 from flows.artifacts import alarm_event

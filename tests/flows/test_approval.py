@@ -12,7 +12,8 @@ from finished_run import finished_run
 from playwright.sync_api import Page, expect
 from prefect.client.schemas.objects import State
 from test_deployments import registered, server  # noqa: F401  (the fixture)
-from test_retrain import artifacts, prefect, wait_for
+from test_retrain import artifacts, prefect
+from waiting import wait_for
 
 from flows.retrain import retrain
 from genmodels.settings import Settings

@@ -19,7 +19,8 @@ from prefect import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists
-from test_retrain import prefect, ray_jobs, wait_for
+from test_retrain import prefect, ray_jobs
+from waiting import wait_for
 
 from flows.deployments import deployments
 from flows.evaluate_again import evaluate_again

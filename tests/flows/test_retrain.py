@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import requests
 from playwright.sync_api import Page, expect
+from waiting import wait_for
 
 from genmodels.jobs import RayJobs, latest_job
 from genmodels.settings import Settings
@@ -22,7 +22,6 @@ from genmodels.storage.objects import store
 
 pytestmark = pytest.mark.timeout(600)  # the first test is charged for the whole run that the others look at
 
-T = TypeVar("T")
 TINY = ["fmap_max=8", "latent=8", "fade_images=128", "stable_images=256", "final_images=1024"]
 ENDLESS = ["fmap_max=8", "latent=8", "stable_images=256", "final_images=100000000", "training.checkpoint_seconds=1"]
 STEPS = ["prepare digits", "train progressive_gan", "evaluate progressive_gan", "register progressive_gan"]
@@ -50,15 +49,6 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
     output, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
-
-
-def wait_for(condition: Callable[[], T | None], seconds: float = 120) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.25)
-    raise AssertionError(f"waited {seconds} s in vain")
 
 
 def wait_for_progress(spec: RunSpec, condition: Callable[[Progress], bool]) -> Progress:
