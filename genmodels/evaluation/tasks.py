@@ -1,10 +1,11 @@
 """What is asked of a model, by what it can do: images to make, held-out images to score or to reconstruct."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import permutations
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,38 +56,37 @@ class Judged:
     pictures: Callable[[], Mapping[str, bytes]]
 
 
-class Task(Protocol):
+class Task(ABC):
     """A way of judging a model by held-out images.
 
     Of all its scores `primary` is the one that decides, where this is the first of a model's tasks. `looks` counts the
     images that judging takes, `anchor_looks` those of floor and baselines.
     """
 
-    kind: str
+    kind: ClassVar[str]
     primary: str
     protocol: dict[str, Any]
     looks: int
-    anchor_looks: int
+    anchor_looks = 0
 
+    @abstractmethod
     def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         """What the model gets."""
-        ...
 
     def floor(self, progress: Looks) -> dict[str, Estimate]:
         """The scores of a perfect model, where there are any: of as many images of the training set, say."""
-        ...
+        return {}
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         """Scores that take no model, by a name of their own."""
-        ...
+        return {}
 
 
-class Likelihood:
+class Likelihood(Task):
     """The likelihood of held-out images."""
 
     kind = "density"
     primary = "bits_per_dim"
-    anchor_looks = 0
 
     def __init__(self, model: ScoresDensity, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
@@ -102,9 +102,6 @@ class Likelihood:
         nats = density.nats(model, self.real, labels=self.labels, progress=partial(progress, "score"))
         return Judged(self._scores(nats, self.likelihood, replicates), dict)
 
-    def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return {}
-
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         nats = density.independent_pixels(self.others, self.real, self.levels)
         scores = self._scores(nats, "exact", replicates)
@@ -118,7 +115,7 @@ class Likelihood:
         }
 
 
-class Sampling:
+class Sampling(Task):
     """Samples, of the held-out images' classes where the model takes any: how much they are like those, how much they
     differ among themselves, how far they are from the training images, and whether they are of their class."""
 
@@ -166,9 +163,6 @@ class Sampling:
                 scores[f"label_agreement_{extractor.name}"] = agreement
         return scores
 
-    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
-        return {}
-
     def _scores(self, made: Tensor, labels: Tensor | None, replicates: int, progress: Looks) -> dict[str, Estimate]:
         alike = measures.likeness(
             {"": self.real}, {"": made}, self.extractors, labels=labels, replicates=replicates, progress=progress
@@ -186,7 +180,7 @@ class Sampling:
         }
 
 
-class Translation:
+class Translation(Task):
     """Translations of held-out images of each domain, against held-out images of the other; and back again."""
 
     kind = "translations"
@@ -246,12 +240,11 @@ class Translation:
         }
 
 
-class Representation:
+class Representation(Task):
     """Codes of held-out images: the images decoded from them, their classes, and the prior they should follow."""
 
     kind = "codes"
     primary = "reconstruction_psnr"
-    anchor_looks = 0
 
     def __init__(self, model: Encodes, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
@@ -329,11 +322,10 @@ class Representation:
         return drawn
 
 
-class Interpolation:
+class Interpolation(Task):
     """How smoothly images change between latents, in the space of every extractor."""
 
     kind = "interpolations"
-    anchor_looks = 0
 
     def __init__(self, model: FromLatents, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         self.extractors, self.resolution = extractors, manifest.resolution
@@ -354,12 +346,6 @@ class Interpolation:
         }
         return Judged(scores, partial(self._pictures, model))
 
-    def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return {}
-
-    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
-        return {}
-
     def _pictures(self, model: FromLatents) -> dict[str, bytes]:
         labels = None if self.labels is None else self.labels[:INTERPOLATIONS]
         images = interpolation.walks(model, INTERPOLATIONS, labels=labels)
@@ -367,13 +353,12 @@ class Interpolation:
         return {"interpolations": sheet}
 
 
-class Disentanglement:
+class Disentanglement(Task):
     """Whether codes of held-out images keep the factors apart that these were made from. The class is one of them, the
     one whose values have no order."""
 
     kind = "factors"
     primary = "mig"
-    anchor_looks = 0
 
     def __init__(self, model: Encodes, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         count = reals.count(manifest)
@@ -407,19 +392,12 @@ class Disentanglement:
         )
         return Judged(scores, dict)
 
-    def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return {}
 
-    def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
-        return {}
-
-
-class Clustering:
+class Clustering(Task):
     """Whether the kinds into which a model sorts images, which it was not told, are their classes."""
 
     kind = "clusters"
     primary = "cluster_accuracy"
-    anchor_looks = 0
 
     def __init__(self, model: Clusters, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
@@ -432,9 +410,6 @@ class Clustering:
         assert isinstance(model, Clusters)
         found = representation.clustered(model, self.real, partial(progress, "cluster"))
         return Judged({"cluster_accuracy": self._accuracy(found, replicates)}, dict)
-
-    def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return {}
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         found = representation.pixel_clusters(self.others, self.real, self.clusters)
