@@ -9,7 +9,8 @@ COPY requirements.lock pyproject.toml README.md ./
 COPY genmodels genmodels
 COPY flows flows
 # The lock's versions, and its hashes, which uv checks for constraints too; what only developers need stays out.
-RUN pip install --no-cache-dir --constraint requirements.lock --no-deps uv==0.13.8 \
+RUN sed --quiet '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
+    && pip install --no-cache-dir --require-hashes --requirement uv.lock \
     && uv venv /opt/genmodels \
     && uv pip install --no-cache --python /opt/genmodels/bin/python --constraint requirements.lock ".[gpu]"
 

@@ -4,7 +4,8 @@
 
 FROM python:3.11-slim-bookworm AS build
 COPY requirements.lock /build/
-RUN pip install --no-cache-dir --constraint /build/requirements.lock --no-deps uv==0.13.8 \
+RUN sed --quiet '/^uv==/,/[^\\]$/p' /build/requirements.lock > /build/uv.lock \
+    && pip install --no-cache-dir --require-hashes --requirement /build/uv.lock \
     && uv venv /opt/mlflow \
     && uv pip install --no-cache --python /opt/mlflow/bin/python --constraint /build/requirements.lock \
         "mlflow[auth]" boto3 "psycopg[binary]"

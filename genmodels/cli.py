@@ -82,7 +82,7 @@ def up(as_json: AsJson = False) -> None:
     What runs already is left alone. Ports that are taken are replaced by free ones. All state lies under
     GENMODELS_HOME (.genmodels); everything listens on this machine only.
     """
-    from genmodels.stack import LocalStack
+    from genmodels.stack.local import LocalStack
     from genmodels.terminal import starting
 
     stack = LocalStack()
@@ -94,7 +94,7 @@ def up(as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=STACK)
 def down() -> None:
     """Stop what `up` started. All data, runs and models are kept for the next `up`."""
-    from genmodels.stack import LocalStack
+    from genmodels.stack.local import LocalStack
     from genmodels.terminal import console, working
 
     with working("stopping the stack"):
@@ -105,7 +105,7 @@ def down() -> None:
 @app.command(rich_help_panel=STACK)
 def status(as_json: AsJson = False) -> None:
     """Show address, state and log file of each service; the exit code is 75 unless all of them answer."""
-    from genmodels.stack import LocalStack
+    from genmodels.stack.local import LocalStack
 
     stack = LocalStack()
     if not report_status(stack, as_json):

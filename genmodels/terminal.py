@@ -16,7 +16,7 @@ from rich.table import Table
 
 from genmodels.errors import GenmodelsError
 from genmodels.spec import Progress, Record, RunSpec
-from genmodels.stack import State
+from genmodels.stack.local import State
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from genmodels.settings import Settings, settings
-from genmodels.stack import SERVICES, USUAL_PORTS, LocalStack
+from genmodels.stack.local import LocalStack
+from genmodels.stack.ports import USUAL_PORTS
+from genmodels.stack.services import SERVICES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from genmodels.stack import DIRECT, LocalStack
+from genmodels.stack.local import LocalStack
+from genmodels.stack.services import DIRECT
 
 pytest.importorskip("psycopg", reason="MLflow talks to PostgreSQL by psycopg, of the extra `servers`")
 TOOLS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)

@@ -17,7 +17,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from genmodels.errors import AccessError, SpecError, UnavailableError
 from genmodels.settings import Settings, settings
-from genmodels.stack import USUAL_PORTS, LocalStack, Stack, processes_of
+from genmodels.stack.local import LocalStack
+from genmodels.stack.ports import USUAL_PORTS
+from genmodels.stack.services import Stack
+from genmodels.stack.supervisor import processes_of
 from genmodels.storage.objects import ObjectStore, store
 from genmodels.tracking.rest import TrackingServer
 

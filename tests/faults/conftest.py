@@ -10,7 +10,7 @@ import pytest
 from private_stack import PrivateStack, forget, small, trained
 
 from genmodels.spec import RunSpec, TrainReport
-from genmodels.stack import SERVICES
+from genmodels.stack.services import SERVICES
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -19,7 +19,7 @@ from genmodels.errors import GenmodelsError
 from genmodels.jobs import Job, RayJobs, attach_or_submit
 from genmodels.settings import settings
 from genmodels.spec import RunSpec, TrainReport
-from genmodels.stack import LocalStack
+from genmodels.stack.local import LocalStack
 from genmodels.steps.prepare import prepare
 from genmodels.steps.prune import prune
 from genmodels.steps.reports import folder, load_report, read_progress

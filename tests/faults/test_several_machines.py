@@ -15,7 +15,7 @@ from waiting import wait_for
 
 from genmodels.jobs import attach_or_submit
 from genmodels.settings import settings
-from genmodels.stack import services
+from genmodels.stack.services import services
 from genmodels.tracking.rest import TrackingServer
 
 NETWORK, BRIDGE = "10.213.77", "gmbridge"

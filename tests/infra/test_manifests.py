@@ -21,7 +21,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genmodels.settings import Settings
-from genmodels.stack import USUAL_PORTS, Stack, services
+from genmodels.stack.ports import USUAL_PORTS
+from genmodels.stack.services import Stack, services
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "infra/compose.yaml"
@@ -181,7 +182,7 @@ def test_dockerfiles_copy_what_there_is_and_run_as_nobody_special(path: Path):
     assert set(bases) == {"python:3.11-slim-bookworm"}
     assert "3.11" in version
     runs = " ".join(argument for name, argument in instructions if name == "RUN")
-    assert f"uv=={locked('uv')}" in runs
+    assert "--require-hashes" in runs
     assert "--constraint" in runs
     assert "requirements.lock" in runs
 
