@@ -53,6 +53,13 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+@pytest.fixture
+def roots(tmp_path: Path) -> Iterator[Path]:
+    """Where the stages' roots lie, which are too large to be kept."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 def run(*command: str, **environment: str) -> None:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=os.environ | environment
@@ -73,12 +80,12 @@ def inside(
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_builds_and_what_it_starts_is_healthy(path: Path, debian: Path, tmp_path: Path):
+def test_an_image_builds_and_what_it_starts_is_healthy(path: Path, debian: Path, roots: Path):
     stages: dict[str, Path] = {}
     root, environment, folder, user, health, command = debian, dict[str, str](), "/", "0:0", "", ""
     for name, argument in dockerfile(path):
         if name == "FROM":
-            root, environment, folder = tmp_path / str(len(stages)), {}, "/"
+            root, environment, folder = roots / str(len(stages)), {}, "/"
             run("cp", "--archive", "--reflink=auto", str(debian), str(root))
             stages[argument.partition(" AS ")[2]] = root
         elif name == "WORKDIR":
