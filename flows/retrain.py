@@ -11,9 +11,9 @@ from uuid import UUID
 import httpx
 import psutil
 from prefect import Flow, flow, get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, UnfinishedRun
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
@@ -209,11 +209,13 @@ def retrain_now(
         try:
             created = _create_flow_run(parameters)
             display.console.print(f"Follow it at {url_for(created)}", soft_wrap=True)
-            outcome = run_flow(retrain, flow_run=created, parameters=parameters)
-        except CancelledRun:
-            raise GenmodelsError(
-                "The run was cancelled in Prefect; start it again to go on from where it was."
-            ) from None
+            try:
+                outcome = run_flow(retrain, flow_run=created, parameters=parameters)
+            except (CancelledRun, UnfinishedRun):
+                _end_cancelling(created)
+                raise GenmodelsError(
+                    "The run was cancelled in Prefect; start it again to go on from where it was."
+                ) from None
         except httpx.TransportError as error:
             raise UnavailableError(
                 f"The Prefect server at {settings().prefect_api_url} does not answer; start it with `genmodels up` and "
@@ -243,6 +245,14 @@ def _create_flow_run(parameters: dict[str, Any]) -> FlowRun:
         return client.create_flow_run_from_deployment(
             cast(UUID, deployment.apply()), parameters=parameters, state=Pending()
         )
+
+
+def _end_cancelling(run: FlowRun) -> None:
+    """A run that was cancelled before it began: its flow never ran to say so, and there is no runner to do it."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+        if state and state.type == StateType.CANCELLING:
+            client.set_flow_run_state(run.id, Cancelled(message="Cancelled before it began."))
 
 
 def _training_url(spec: RunSpec) -> str:

@@ -253,6 +253,19 @@ def started_endless() -> Iterator[Callable[[], subprocess.Popen[str]]]:
         process.kill()
 
 
+def test_a_cancel_before_the_flow_has_begun_ends_it(
+    stack: Settings, started_endless: Callable[[], subprocess.Popen[str]], outcome: dict[str, Any]
+):
+    process = started_endless()
+    assert process.stderr
+    address = next(line for line in process.stderr if line.startswith("Follow it at")).split()[-1]
+    run = address.rpartition("/")[2]
+    prefect(stack, f"flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=True)
+    assert process.wait(timeout=120) == 1
+    assert "was cancelled in Prefect; start it again" in process.stderr.read()
+    assert prefect(stack, f"flow_runs/{run}")["state"]["type"] == "CANCELLED"
+
+
 def test_a_training_survives_its_flow_and_goes_on_after_a_cancel(
     stack: Settings, endless: RunSpec, started_endless: Callable[[], subprocess.Popen[str]], page: Page
 ):
