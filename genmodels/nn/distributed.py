@@ -38,6 +38,13 @@ def mean_over_workers(x: Tensor) -> Tensor:
     return _MeanOverWorkers.apply(x) if workers() > 1 else x
 
 
+def of_every_worker(x: Tensor) -> Tensor:
+    """`x` of each worker, which all must call it, by rank: (workers, ...). Differentiable as `mean_over_workers` is."""
+    size, rank = workers(), dist.get_rank() if workers() > 1 else 0
+    own = torch.arange(size, device=x.device).eq(rank).to(x.dtype)
+    return size * mean_over_workers(own.view(-1, *[1] * x.dim()) * x)
+
+
 class _MeanOverWorkers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genmodels.nn.distributed import mean_over_workers, workers
+from genmodels.nn.distributed import of_every_worker, workers
 
 
 class BatchNorm(_BatchNorm):
@@ -20,14 +20,19 @@ class BatchNorm(_BatchNorm):
         x = input.float()
         over = [0, *range(2, x.dim())]
         shape = (1, -1, *[1] * (x.dim() - 2))
-        mean = mean_over_workers(x.mean(over))
-        centred = x - mean.view(shape)
-        variance = mean_over_workers(centred.square().mean(over))
+        own_mean = x.mean(over)
+        own_variance = (x - own_mean.view(shape)).square().mean(over)
+        means, variances = of_every_worker(torch.stack((own_mean, own_variance))).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
         self._remember(mean.detach(), variance.detach(), workers() * x.numel() // len(mean))
-        x = centred * torch.rsqrt(variance + self.eps).view(shape)
+        scale = torch.rsqrt(variance + self.eps)
         if self.affine:
-            x = x * self.weight.view(shape) + self.bias.view(shape)
-        return x.to(input.dtype)
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.affine:
+            shift = shift + self.bias
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
