@@ -28,7 +28,7 @@ test: $(INSTALLED) ## run all tests, those on the real servers included
 	@$(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
 soak: $(INSTALLED) ## what takes long: SECONDS of random kills, servers away for minutes, images in a Debian root
-	@GENMODELS_SOAK_SECONDS=$(SECONDS) $(BIN)/pytest -s tests/faults tests/infra/test_images.py
+	@GENMODELS_SOAK_SECONDS=$(SECONDS) $(BIN)/pytest -s tests/faults tests/infra/test_dockerfiles.py
 
 lint: $(INSTALLED) ## style, types, and which module may import which
 	@echo "style" && $(BIN)/ruff check && $(BIN)/ruff format --check

@@ -178,7 +178,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
     if report is None:
         raise SpecError("It has no evaluation that can be read; evaluate it again, or register it by `genmodels`.")
     try:
-        run = registry.server.get("runs/get", run_id=version.run_id)["run"]["data"]
+        run = registry.server.get("runs/get", run_id=version.run_id)["run"]["data"] if version.run_id else {}
     except MissingEntity:
         raise SpecError("Its run is gone from MLflow, and with it what the model is; register it again.") from None
     facts = {entry["key"]: entry["value"] for entry in (*run.get("params", []), *run.get("tags", []))}

@@ -53,6 +53,15 @@ def test_versions_of_one_model_are_told_apart_by_the_settings_that_they_do_not_s
     assert vae.settings == {}
 
 
+def test_a_version_without_a_run_is_left_out(tracking: Settings):
+    judged = judged_version("gan", "runless", metric("fid", 5.0))
+    tags = {**judged.tags, "run_key": "0" * 64}
+    Registry().add(judged.name, model_id=judged.model_id, tags=tags, description="", summary="")
+    compared = compare("runless", every_version=True)
+    assert [contender.version for contender in compared.contenders] == [1]
+    assert "not made by `genmodels`" in compared.left_out["gan.runless version 2"]
+
+
 def test_models_of_all_axes_are_ranked_on_those_they_were_judged_on(tracking: Settings):
     wasserstein = {"floor": 1.0, "untrained": 9.0}
     judged_version("gan", "axes", metric("sliced_wasserstein", 5.0, **wasserstein), seconds=600)
