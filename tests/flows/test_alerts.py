@@ -149,7 +149,7 @@ def step(name: str, pace: int, seconds: float) -> None:
 
 
 @flow(name="moving")
-def move(pace: int, seconds: float = 20) -> None:
+def move(pace: int, seconds: float = 40) -> None:
     step("moving" if pace else "standing", pace, seconds)
 
 
@@ -218,7 +218,7 @@ def test_each_alert_arrives_at_a_receiver(
 ):
     address, received = receiver
     Webhook(url=address).save("receiver", overwrite=True)  # pyright: ignore[reportArgumentType]
-    configure(alert_block="webhook/receiver", alert_minutes=str(10 / 60))
+    configure(alert_block="webhook/receiver", alert_minutes=str(20 / 60))
     monkeypatch.setattr(events, "BEAT_SECONDS", 2.0)
     assert set(alerts.publish(["retrain", "moving"]).values()) == {"created"}
     retraining, mover = deployed(retrain).apply(), deployed(move).apply()

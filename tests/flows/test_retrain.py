@@ -56,7 +56,7 @@ def wait_for_progress(spec: RunSpec, condition: Callable[[Progress], bool]) -> P
         progress = read_progress("train", spec)
         return progress if progress and condition(progress) else None
 
-    return wait_for(found)
+    return wait_for(found, 240)
 
 
 def prefect(stack: Settings, path: str, **query: Any) -> Any:
