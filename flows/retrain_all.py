@@ -66,10 +66,10 @@ def retrain_all(
         promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on each page.
     """
     waiting: list[dict[str, Any]] = [
-        {"model": model, "dataset": dataset, "preset": preset, "overrides": [*overrides.get(model, ()), *variant]}
+        {"model": model, "dataset": dataset, "preset": preset, "overrides": [*overrides.get(model, ()), *change]}
         | {"seed": seed, "workers": workers}
         for model in models
-        for variant in [[variant] for variant in variants] or [[]]
+        for change in [[variant] for variant in variants] or [[]]
         for seed in seeds
     ]
     try:

@@ -5,7 +5,6 @@ import hashlib
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genmodels.data.archives import open_archive, read_gzip
+from genmodels.data.archives import UNREADABLE, open_archive, read_gzip
 from genmodels.data.images import SUFFIXES, Content
 from genmodels.errors import DataError
 
@@ -196,7 +195,7 @@ def read_npz(path: Path, names: Sequence[str], title: str) -> list[np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [_npy(archive, f"{name}.npy") for name in names]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (*UNREADABLE, KeyError) as error:
         raise DataError(f"{title} cannot be read as arrays {', '.join(names)} ({error}); fetch it again.") from error
 
 

@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
-OF_THIS_MACHINE = ["/etc/apt/apt.conf.d", "/etc/ssl/certs", "/etc/pip.conf", "/etc/resolv.conf", "/root/.config/pip"]
+OF_THIS_MACHINE = [Path("/etc", name) for name in ("apt/apt.conf.d", "ssl/certs", "pip.conf", "resolv.conf")]
+OF_THIS_MACHINE += [Path.home() / ".config/pip"]
 CERTIFICATES = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}  # uv brings others of its own
 NEEDED = {  # by Dockerfile: what must be up before its command
     "genmodels.Dockerfile": "prefect server start & until python -c 'from urllib.request import urlopen; "
@@ -41,7 +42,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sources = "".join(path.read_text() for path in Path("/etc/apt").glob("sources.list*/*.sources"))
     mirror = re.findall(r"^URIs: *(\S+)", sources, re.MULTILINE)[:1]
     run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), *mirror)
-    for place in map(Path, OF_THIS_MACHINE):
+    for place in OF_THIS_MACHINE:
         if place.exists():
             target = root / place.relative_to("/")
             target.parent.mkdir(parents=True, exist_ok=True)
