@@ -1,130 +1,12 @@
 """The data sets that can be asked for by name, and the two that every user has: folder:PATH and s3://bucket/prefix."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from PIL import Image
-
-from genmodels.data import sprites
-from genmodels.data.archives import check_name, open_archive
-from genmodels.data.download import BytesDone, RemoteFile, fetch, locate
-from genmodels.data.examples import (
-    Examples,
-    Files,
-    files_of_archive,
-    files_of_folder,
-    laid_out,
-    layout,
-    named_by,
-    of_arrays,
-    read_idx,
-    read_npz,
-    with_held_out,
-)
-from genmodels.data.images import decoded
-from genmodels.errors import DataError, SpecError, unknown
-from genmodels.settings import settings
-from genmodels.storage.files import new_folder
-from genmodels.storage.objects import ObjectStore, split_uri
-
-TRANSFERS = 16
-PHOTO_SIDE, PHOTO_TILE = 64, 106
-DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
-IDX_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogueEntry:
-    """A data set: where it comes from, what may be done with it, and how its files become examples.
-
-    `resolution` is the one to take unless another is asked for; `counts` are the published ones, by table.
-    """
-
-    name: str
-    title: str
-    licence: str
-    resolution: int
-    channels: int
-    read: Callable[[Mapping[str, Path]], Examples]
-    unpaired: bool = False
-    class_names: tuple[str, ...] = ()
-    files: tuple[RemoteFile, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    how_to_get: str = ""
-
-    @property
-    def classes(self) -> int:
-        """Classes of its labels; 0 if it has none."""
-        return len(self.class_names)
-
-    @property
-    def kind(self) -> str:
-        """images, or unpaired for two domains of images."""
-        return "unpaired" if self.unpaired else "images"
-
-    def identity(self, progress: BytesDone) -> Any:
-        """What tells one state of the source from another, as JSON; raises as `fetch` does."""
-        located = locate(self.name, self.files, self.how_to_get)
-        return [[file.name, file.sha256 or fetch(file, progress)[1]] for file in located]
-
-    @contextmanager
-    def examples(self, progress: BytesDone) -> Iterator[Examples]:
-        """The examples, training and held-out; raises DataError if they are not what they should be."""
-        located = locate(self.name, self.files, self.how_to_get)
-        yield with_held_out(self.read({file.name: fetch(file, progress)[0] for file in located}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderEntry(CatalogueEntry):
-    """Images in a folder of this machine."""
-
-    path: Path
-
-    def identity(self, progress: BytesDone) -> Any:
-        """Names, sizes and times of the files."""
-        names = sorted(name for name in files_of_folder(self.path).names if not name.endswith("/"))
-        states = [(self.path / name).stat() for name in names]
-        return [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, states, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketEntry(CatalogueEntry):
-    """Images under a prefix of a bucket; they are copied to this node while they are read."""
-
-    bucket: ObjectStore
-    prefix: str
-
-    def identity(self, progress: BytesDone) -> Any:
-        """Names, sizes and times of the objects."""
-        return [[name, size, modified] for name, size, modified in _objects(self.bucket, self.prefix)]
-
-    @contextmanager
-    def examples(self, progress: BytesDone) -> Iterator[Examples]:
-        """The examples, training and held-out; raises DataError if they are not what they should be."""
-        objects = _objects(self.bucket, self.prefix)
-        total = sum(size for _, size, _ in objects)
-        with new_folder(settings().cache / "sources" / "copy") as folder:
-            with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="source") as copies:
-                done = 0
-                sizes = copies.map(lambda o: self._copy(o[0], o[1], folder), objects)
-                for size in sizes:
-                    progress(done := done + size, total)
-            yield with_held_out(laid_out(files_of_folder(folder)._replace(title=self.name)))
-
-    def _copy(self, name: str, size: int, folder: Path) -> int:
-        self.bucket.download(self.prefix + name, folder / name)
-        return size
+from genmodels.data import readers, sprites
+from genmodels.data.download import RemoteFile
+from genmodels.data.entries import CatalogueEntry, bucket_entry, folder_entry
+from genmodels.data.readers import DSPRITES, IDX_FILES
+from genmodels.errors import unknown
 
 
 def find(dataset: str) -> CatalogueEntry:
@@ -135,179 +17,12 @@ def find(dataset: str) -> CatalogueEntry:
         DataError: for a folder or prefix that holds no images or an unfit layout.
     """
     if dataset.startswith("folder:"):
-        return _folder(dataset.removeprefix("folder:"))
+        return folder_entry(dataset.removeprefix("folder:"))
     if dataset.startswith("s3://"):
-        return _bucket(dataset)
+        return bucket_entry(dataset)
     if dataset not in CATALOGUE:
         raise unknown("data set", dataset, [*CATALOGUE, "folder:PATH", "s3://BUCKET/PREFIX"])
     return CATALOGUE[dataset]
-
-
-def _folder(text: str) -> FolderEntry:
-    path = Path(text).expanduser()
-    if not text or not path.is_dir():
-        raise SpecError(f"There is no folder {text!r} on this machine; give the path of one that holds images.")
-    files = files_of_folder(path.resolve())
-    found = layout(files.title, files.names)
-    return FolderEntry(
-        name=files.title,
-        title=f"images of {path}",
-        licence="unknown (your own files)",
-        resolution=64,
-        channels=3,
-        read=lambda _: laid_out(files_of_folder(path.resolve())),
-        unpaired=found.unpaired,
-        class_names=found.class_names,
-        path=path.resolve(),
-    )
-
-
-def _bucket(uri: str) -> BucketEntry:
-    bucket, prefix = split_uri(uri)
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    objects = ObjectStore(settings().model_copy(update={"bucket": bucket}))
-    found = layout(uri, [name for name, _, _ in _objects(objects, prefix)])
-    return BucketEntry(
-        name=uri,
-        title=f"images of {uri}",
-        licence="unknown (your own files)",
-        resolution=64,
-        channels=3,
-        read=lambda _: of_arrays({}),
-        unpaired=found.unpaired,
-        class_names=found.class_names,
-        bucket=objects,
-        prefix=prefix,
-    )
-
-
-def _objects(bucket: ObjectStore, prefix: str) -> list[tuple[str, int, str]]:
-    """Name below the prefix, size and time of each object, hidden ones apart."""
-    objects = []
-    for entry in bucket.list(prefix):
-        name = entry.key.removeprefix(prefix)
-        if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
-            check_name(name, bucket.uri(prefix))
-            objects.append((name, entry.size, entry.modified.isoformat()))
-    return objects
-
-
-def _digits(files: Mapping[str, Path]) -> Examples:
-    rows = np.loadtxt(_sklearn_file("data/digits.csv.gz"), delimiter=",")
-    images = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return of_arrays({"train": (images, rows[:, -1])}, _DIGITS)
-
-
-def _photos(files: Mapping[str, Path]) -> Examples:
-    """Seeded square crops of two photographs. Each is cut into tiles, of which every fourth in a chequered pattern is
-    held out, so that training and held-out crops share no pixel and are yet of the same things."""
-    tables = {}
-    for domain, name in (("a", "china.jpg"), ("b", "flower.jpg")):
-        photo = decoded(_sklearn_file(f"images/{name}").read_bytes())
-        tiles: dict[bool, list[Image.Image]] = {False: [], True: []}
-        for row, column in np.ndindex(photo.height // PHOTO_TILE, photo.width // PHOTO_TILE):
-            left, top = column * PHOTO_TILE, row * PHOTO_TILE
-            tile = photo.crop((left, top, left + PHOTO_TILE, top + PHOTO_TILE))
-            tiles[(column + 2 * row) % 4 == 0].append(tile)
-        generator = np.random.default_rng(ord(domain))
-        tables[f"train_{domain}"] = _crops(tiles[False], 400, generator), None
-        tables[f"test_{domain}"] = _crops(tiles[True], 64, generator), None
-    return of_arrays(tables)
-
-
-def _sprites(files: Mapping[str, Path]) -> Examples:
-    """The shape, whose values have no order, is the class."""
-    images, factors = sprites.sprites()
-    return of_arrays({"train": (images, factors.pop("shape"))}, sprites.SHAPES, factors)
-
-
-def _dsprites(files: Mapping[str, Path]) -> Examples:
-    """All combinations of the factors. As in `sprites`, the shape is the class."""
-    images, values = read_npz(files[DSPRITES], ["imgs", "latents_classes"], DSPRITES)
-    if images.ndim != 3 or values.shape != (len(images), len(sprites.SIZES)) or images.max(initial=0) > 1:
-        raise DataError(
-            f"{DSPRITES} holds images {images.shape} and factors {values.shape}, where black-and-white images "
-            f"(N, H, W) and {len(sprites.SIZES)} factors of each are expected; fetch it again."
-        )
-    factors = dict(zip(sprites.SIZES, values.T, strict=True))
-    return of_arrays({"train": (images * np.uint8(255), factors.pop("shape"))}, sprites.SHAPES, factors)
-
-
-def _sklearn_file(name: str) -> Path:
-    """A data file of scikit-learn's, found without importing it, which takes seconds."""
-    spec = find_spec("sklearn")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "datasets" / name
-
-
-def _crops(tiles: Sequence[Image.Image], count: int, generator: np.random.Generator) -> np.ndarray:
-    crops = []
-    for index in range(count):
-        side = int(generator.integers(PHOTO_SIDE, PHOTO_TILE, endpoint=True))
-        left, top = (int(room) for room in generator.integers(0, PHOTO_TILE - side, 2, endpoint=True))
-        box, tile = (left, top, left + side, top + side), tiles[index % len(tiles)]
-        crops.append(np.asarray(tile.resize((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC, box=box)))
-    return np.stack(crops)
-
-
-def _idx(class_names: Sequence[str]) -> Callable[[Mapping[str, Path]], Examples]:
-    def read(files: Mapping[str, Path]) -> Examples:
-        tables = {}
-        for table, (image_file, label_file) in {"train": IDX_FILES[:2], "test": IDX_FILES[2:]}.items():
-            images, labels = read_idx(files[image_file], image_file), read_idx(files[label_file], label_file)
-            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-                raise DataError(f"{image_file} and {label_file} do not fit: shapes {images.shape} and {labels.shape}.")
-            if labels.size and labels.max() >= len(class_names):
-                raise DataError(f"{label_file} has a label {labels.max()}; there are {len(class_names)} classes.")
-            tables[table] = np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
-        return of_arrays(tables, class_names)
-
-    return read
-
-
-def _cifar10(files: Mapping[str, Path]) -> Examples:
-    """The binary version: records of one label byte and 3 × 32 × 32 bytes, channels first."""
-    archive = open_archive(files["cifar-10-binary.tar.gz"], "cifar10/cifar-10-binary.tar.gz")
-    batches: dict[str, list[np.ndarray]] = {"train": [], "test": []}
-    for name, data in archive.read([n for n in archive.names if n.endswith(".bin")]):
-        if not data or len(data) % 3073:
-            raise DataError(f"{name} of cifar10 has {len(data):,} bytes, no multiple of 3,073; fetch it again.")
-        records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-        batches["test" if "test" in name else "train"].append(records)
-    if not all(batches.values()):
-        raise DataError("cifar-10-binary.tar.gz lacks its training or its test batches; fetch it again.")
-    tables = {}
-    for table, parts in batches.items():
-        records = np.concatenate(parts)
-        tables[table] = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
-    return of_arrays(tables, _CIFAR10)
-
-
-def _cyclegan(name: str) -> Callable[[Mapping[str, Path]], Examples]:
-    return lambda files: laid_out(files_of_archive(files[f"{name}.zip"], f"{name}/{name}.zip"))
-
-
-def _utkface(files: Mapping[str, Path]) -> Examples:
-    """Names are <age>_<sex>_<group>_<time>; three of the public set's lack a part and have no label."""
-
-    def sex(name: str) -> int | None:
-        parts = name.split("_")
-        return int(parts[1]) if len(parts) == 4 and parts[1] in {"0", "1"} else None
-
-    return named_by(files_of_archive(files["UTKFace.tar.gz"], "utkface/UTKFace.tar.gz"), sex, ("male", "female"))
-
-
-def _celeba(files: Mapping[str, Path]) -> Examples:
-    return laid_out(files_of_archive(files["img_align_celeba.zip"], "celeba/img_align_celeba.zip"))
-
-
-def _celeba_hq(files: Mapping[str, Path]) -> Examples:
-    inside = "CelebA-HQ-img/"
-    masks_too = files_of_archive(files["CelebAMask-HQ.zip"], "celeba_hq/CelebAMask-HQ.zip")
-    return named_by(
-        Files(masks_too.title, [n for n in masks_too.names if n.startswith(inside)], masks_too.read), lambda _: None, ()
-    )
 
 
 def _two_domains(
@@ -324,7 +39,7 @@ def _two_domains(
         licence=licence,
         resolution=128,
         channels=3,
-        read=_cyclegan(name),
+        read=readers.two_domains(name),
         unpaired=True,
         files=(RemoteFile(name=f"{name}.zip", urls=tuple(f"{base}/{name}.zip" for base in bases), sha256=sha256),),
         counts=dict(zip(("train_a", "train_b", "test_a", "test_b"), counts, strict=False)),
@@ -345,10 +60,6 @@ def _by_hand(name: str, file: str, source: str) -> str:
     )
 
 
-_DIGITS = tuple("0123456789")
-_FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
 CATALOGUE: dict[str, CatalogueEntry] = {
     entry.name: entry
     for entry in (
@@ -358,8 +69,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="CC BY 4.0",
             resolution=8,
             channels=1,
-            read=_digits,
-            class_names=_DIGITS,
+            read=readers.digits,
+            class_names=readers.DIGITS,
             counts={"train": 1617, "test": 180},
         ),
         CatalogueEntry(
@@ -368,7 +79,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="CC BY 2.0",
             resolution=32,
             channels=3,
-            read=_photos,
+            read=readers.photos,
             unpaired=True,
             counts={"train_a": 400, "train_b": 400, "test_a": 64, "test_b": 64},
         ),
@@ -378,7 +89,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="CC0 1.0",
             resolution=sprites.SIDE,
             channels=1,
-            read=_sprites,
+            read=readers.drawn_sprites,
             class_names=sprites.SHAPES,
             counts={"train": 18_000, "test": 2_000},
         ),
@@ -388,7 +99,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="Apache 2.0",
             resolution=sprites.SIDE,
             channels=1,
-            read=_dsprites,
+            read=readers.dsprites,
             class_names=sprites.SHAPES,
             files=(
                 RemoteFile(
@@ -404,8 +115,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="CC BY-SA 3.0",
             resolution=32,
             channels=1,
-            read=_idx(_DIGITS),
-            class_names=_DIGITS,
+            read=readers.idx(readers.DIGITS),
+            class_names=readers.DIGITS,
             files=_idx_files(
                 (
                     "https://ossci-datasets.s3.amazonaws.com/mnist",
@@ -426,8 +137,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="MIT",
             resolution=32,
             channels=1,
-            read=_idx(_FASHION),
-            class_names=_FASHION,
+            read=readers.idx(readers.FASHION),
+            class_names=readers.FASHION,
             files=_idx_files(
                 (
                     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -448,8 +159,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="not stated; research use",
             resolution=32,
             channels=3,
-            read=_cifar10,
-            class_names=_CIFAR10,
+            read=readers.cifar10,
+            class_names=readers.CIFAR10,
             files=(
                 RemoteFile(
                     name="cifar-10-binary.tar.gz",
@@ -526,7 +237,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="Cityscapes licence: non-commercial, no redistribution",
             resolution=128,
             channels=3,
-            read=_cyclegan("cityscapes"),
+            read=readers.two_domains("cityscapes"),
             unpaired=True,
             files=(RemoteFile(name="cityscapes.zip"),),
             counts={"train_a": 2975, "train_b": 2975, "test_a": 500, "test_b": 500},
@@ -543,7 +254,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="non-commercial research only",
             resolution=64,
             channels=3,
-            read=_utkface,
+            read=readers.utkface,
             class_names=("male", "female"),
             files=(RemoteFile(name="UTKFace.tar.gz"),),
             counts={"all": 23_708},
@@ -559,7 +270,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="non-commercial research only, no redistribution",
             resolution=64,
             channels=3,
-            read=_celeba,
+            read=readers.celeba,
             files=(
                 RemoteFile(
                     name="img_align_celeba.zip",
@@ -579,7 +290,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="non-commercial research only, no redistribution",
             resolution=256,
             channels=3,
-            read=_celeba_hq,
+            read=readers.celeba_hq,
             files=(RemoteFile(name="CelebAMask-HQ.zip"),),
             counts={"all": 30_000},
             how_to_get=_by_hand(

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.data.catalogue import CatalogueEntry
+from genmodels.data.entries import CatalogueEntry
 from genmodels.data.examples import Example, Examples
 from genmodels.data.images import TOO_SMALL, Levels, levels
 from genmodels.data.manifest import Column, Manifest, Shard, Table, factor_column

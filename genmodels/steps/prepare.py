@@ -5,8 +5,9 @@ import os
 import time
 from contextlib import suppress
 
-from genmodels.data.catalogue import CatalogueEntry, find
+from genmodels.data.catalogue import find
 from genmodels.data.download import BytesDone
+from genmodels.data.entries import CatalogueEntry
 from genmodels.data.manifest import cache_folder, publish, whats_missing
 from genmodels.data.preprocess import VERSION, preprocess
 from genmodels.errors import SpecError

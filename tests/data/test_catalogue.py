@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genmodels.data import catalogue
-from genmodels.data.catalogue import CATALOGUE, IDX_FILES, find
+from genmodels.data import readers
+from genmodels.data.catalogue import CATALOGUE, find
+from genmodels.data.entries import CatalogueEntry
 from genmodels.data.examples import Example
+from genmodels.data.readers import IDX_FILES
 from genmodels.errors import DataError, SpecError
 
 
@@ -50,7 +52,7 @@ def put(mirror: Path, path: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda e: e.name)
-def test_every_entry_says_what_a_person_must_know(entry: catalogue.CatalogueEntry):
+def test_every_entry_says_what_a_person_must_know(entry: CatalogueEntry):
     assert CATALOGUE[entry.name] is entry
     assert entry.title
     assert entry.licence
@@ -87,7 +89,7 @@ def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypat
     tiles[::2, ::4] = tiles[1::2, 2::4] = 255
     picture = np.zeros((427, 640, 3), np.uint8)
     picture[:424, :636] = tiles.repeat(106, 0).repeat(106, 1)[..., None]
-    monkeypatch.setattr(catalogue, "decoded", lambda data: Image.fromarray(picture))
+    monkeypatch.setattr(readers, "decoded", lambda data: Image.fromarray(picture))
     for example in examples_of("photos"):
         assert isinstance(example.content, np.ndarray)
         expected = 0 if example.table.startswith("train") else 255
@@ -114,7 +116,7 @@ def test_dsprites(mirror: Path):
     images = np.random.default_rng(0).integers(0, 2, (30, 64, 64), dtype=np.uint8)
     values = np.stack([np.arange(30) % size for size in (1, 3, 6, 40, 32, 32)], axis=1)
     facts = np.array({"title": "dSprites"}, dtype=object)
-    put(mirror, f"dsprites/{catalogue.DSPRITES}", npz(metadata=facts, imgs=images, latents_classes=values))
+    put(mirror, f"dsprites/{readers.DSPRITES}", npz(metadata=facts, imgs=images, latents_classes=values))
     found = examples_of("dsprites")
     assert {example.table for example in found} == {"train", "test"}
     by_content = {image.tobytes(): row for row, image in enumerate(images * 255)}
@@ -136,7 +138,7 @@ def test_dsprites(mirror: Path):
     ],
 )
 def test_dsprites_that_are_none(mirror: Path, content: bytes, complaint: str):
-    put(mirror, f"dsprites/{catalogue.DSPRITES}", content)
+    put(mirror, f"dsprites/{readers.DSPRITES}", content)
     with pytest.raises(DataError, match=complaint):
         examples_of("dsprites")
 
