@@ -147,9 +147,11 @@ def test_models_and_datasets_are_listed() -> None:
     assert "cityscapes" in genmodels("datasets").stdout
 
 
-def test_bench_reports_what_it_measured() -> None:
+@pytest.mark.parametrize("model", ["progressive_gan", "biggan"])
+def test_bench_reports_what_it_measured(model: str) -> None:
+    """Of a model that is told the class too."""
     arguments = ["--resolution", "8", "--batch-size", "4", "--steps", "1", "--preset", "demo", "--json"]
-    done = genmodels("bench", "progressive_gan", *arguments)
+    done = genmodels("bench", model, *arguments)
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["resolution"], report["batch_images"]) == (8, 4)
     assert len(report["blocks"]) >= 5

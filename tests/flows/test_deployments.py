@@ -154,7 +154,8 @@ def test_a_matrix_is_trained_so_many_at_once(server: Settings):
     assert ray_jobs() == jobs, "nothing was trained again"
     shown = prefect(server, "artifacts/leaderboard-digits/latest")
     assert shown["flow_run_id"] == run
-    assert all(f"{variant} |" in shown["data"] for variant in variants), "every version, and what tells it apart"
+    for variant in variants:  # beside what tells the other tests' versions apart
+        assert re.search(rf"\b{variant}\b", shown["data"]), shown["data"]
 
 
 def registered(spec: RunSpec) -> int:
