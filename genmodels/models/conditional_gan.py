@@ -30,6 +30,14 @@ class Config(ClassConditionalConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
+        "cpu": {
+            "channels": 16,
+            "generator_learning_rate": 5e-4,
+            "discriminator_learning_rate": 1e-3,
+            "discriminator_steps": 1,
+            "images": 200_000,
+            "ema_half_life_images": 5_000,
+        },
         "demo": {
             "resolution": 8,
             "latent": 32,

@@ -31,6 +31,14 @@ class Config(gan.GameConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
+        "cpu": {
+            "resolution": 32,
+            "generator_channels": 32,
+            "discriminator_channels": 32,
+            "batch_images": 64,
+            "images": 200_000,
+            "ema_half_life_images": 5_000,
+        },
         "demo": {
             "resolution": 8,
             "coarsest": 2,

@@ -60,6 +60,13 @@ class Config(GameConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
+        "cpu": {
+            "resolution": 32,
+            "hidden_dropout": 0.3,
+            "input_dropout": 0.0,
+            "images": 400_000,
+            "ema_half_life_images": 5_000,
+        },
         "demo": {
             "resolution": 8,
             "latent": 32,

@@ -38,6 +38,13 @@ class Config(gan.GameConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
+        "cpu": {
+            "resolution": 32,
+            "channels": 32,
+            "batch_images": 64,
+            "images": 150_000,
+            "ema_half_life_images": 5_000,
+        },
         "demo": {
             "resolution": 8,
             "latent": 16,

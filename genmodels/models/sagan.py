@@ -56,6 +56,16 @@ class Config(ClassConditionalConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "cifar10": {"resolution": 32, "batch_images": 64, "images": 12_800_000},
+        "cpu": {
+            "resolution": 32,
+            "channels": 8,
+            "attention_resolution": 8,
+            "generator_learning_rate": 5e-4,
+            "discriminator_learning_rate": 1e-3,
+            "batch_images": 64,
+            "images": 120_000,
+            "ema_half_life_images": 5_000,
+        },
         "demo": {
             "resolution": 8,
             "latent": 32,
