@@ -19,7 +19,8 @@ from genmodels.evaluation.extractors import (
     why_no_classifier,
     why_no_inception,
 )
-from genmodels.evaluation.tasks import Task, tasks_of
+from genmodels.evaluation.tasks import tasks_of
+from genmodels.evaluation.tasks.base import Task
 from genmodels.spec import EvaluationReport, Metric, Progress, Record, RunSpec, digest
 from genmodels.steps.reports import ProgressWriter, folder, load_report, progress_key, save_report
 from genmodels.steps.train import load_trained, untrained
