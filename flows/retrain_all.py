@@ -62,7 +62,9 @@ def retrain_all(
         variants: KEY=VALUE, such as adversarial_loss=hinge, one run for each of them and each model.
         seeds: Of everything random, one run for each of them, each variant and each model.
         workers: Data-parallel training processes of each run.
-        at_once: How many of the runs may go on at the same time; one that waits for an answer counts no more.
+        at_once: How many of the runs may go on at the same time; one that waits for an answer counts no more. Where
+            there are no GPUs a training takes all CPUs, and others wait for them, unless its overrides say
+            training.cpus_per_worker=N.
         promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on each page.
     """
     waiting: list[dict[str, Any]] = [

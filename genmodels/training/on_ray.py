@@ -55,7 +55,7 @@ def run_workers(
         work,
         train_loop_config=config,
         torch_config=_BetweenHosts(timeout_s=math.ceil(training.silence_seconds)),
-        scaling_config=_scaling(workers, training.min_workers or workers),
+        scaling_config=_scaling(workers, training),
         run_config=RunConfig(
             name=config["name"],
             storage_path=f"{settings.bucket}/{config['folder']}/ray",
@@ -92,9 +92,9 @@ def _use_interface_of_node() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-def _scaling(workers: int, at_least: int) -> ScalingConfig:
-    """One GPU a worker where there are enough, else an equal share of the CPUs."""
-    resources = ray.cluster_resources()
+def _scaling(workers: int, training: TrainingSpec) -> ScalingConfig:
+    """One GPU a worker where there are enough, else so many CPUs."""
+    resources, at_least = ray.cluster_resources(), training.min_workers or workers
     elastic = {
         "num_workers": (at_least, workers) if at_least < workers else workers,
         "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
@@ -102,9 +102,12 @@ def _scaling(workers: int, at_least: int) -> ScalingConfig:
     if resources.get("GPU", 0) >= at_least:
         return ScalingConfig(**elastic, use_gpu=True)
     cpus = int(resources.get("CPU", 0))
-    if cpus < at_least:
-        raise SpecError(f"{at_least} workers were asked for, but the Ray cluster has {cpus} CPUs; take at most {cpus}.")
-    return ScalingConfig(**elastic, resources_per_worker={"CPU": max(1, cpus // workers)})
+    each = training.cpus_per_worker or max(1, cpus // workers)
+    if cpus < at_least * each:
+        raise SpecError(
+            f"{at_least} workers were asked for, of {each} CPU each, but the Ray cluster has {cpus} in all; take fewer."
+        )
+    return ScalingConfig(**elastic, resources_per_worker={"CPU": each})
 
 
 def _filesystem(settings: Settings) -> pyarrow.fs.S3FileSystem:

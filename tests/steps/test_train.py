@@ -86,3 +86,22 @@ def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     report = followed(spec)
     assert report.weights_digest == quiet.weights_digest
     assert report.restarts == 1
+
+
+def test_trainings_go_on_beside_each_other_where_each_asks_for_a_part_of_the_cpus(stack: Settings):
+    """Of this machine's two cores one each."""
+    asked = resolve("progressive_gan", "digits", "demo", [*BUDGET, "training.cpus_per_worker=1"], seed=12, workers=1)
+    first = asked.with_dataset(prepare(asked).dataset_digest)
+    second = first.model_copy(update={"seed": 13})
+    jobs = [attach_or_submit("train", spec) for spec in (first, second)]
+    for job in jobs:
+        for _ in job.follow():
+            pass
+    spans = []
+    for spec in (first, second):
+        report = load_report("train", spec, TrainReport)
+        assert report
+        assert report.first_step_time
+        spans.append((report.first_step_time.timestamp(), report.first_step_time.timestamp() + report.seconds))
+        forget(spec)
+    assert max(start for start, _ in spans) < min(end for _, end in spans)
