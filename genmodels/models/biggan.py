@@ -70,7 +70,7 @@ class Config(sagan.Config):
             "discriminator_learning_rate": 1e-3,
             "discriminator_steps": 1,
             "batch_images": 64,
-            "images": 120_000,
+            "images": 70_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {

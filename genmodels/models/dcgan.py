@@ -36,7 +36,7 @@ class Config(gan.GameConfig):
             "generator_channels": 32,
             "discriminator_channels": 32,
             "batch_images": 64,
-            "images": 200_000,
+            "images": 100_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {

@@ -64,7 +64,7 @@ class Config(GameConfig):
             "resolution": 32,
             "hidden_dropout": 0.3,
             "input_dropout": 0.0,
-            "images": 400_000,
+            "images": 250_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {

@@ -42,7 +42,7 @@ class Config(gan.GameConfig):
             "resolution": 32,
             "channels": 32,
             "batch_images": 64,
-            "images": 150_000,
+            "images": 100_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {

@@ -63,7 +63,7 @@ class Config(ClassConditionalConfig):
             "generator_learning_rate": 5e-4,
             "discriminator_learning_rate": 1e-3,
             "batch_images": 64,
-            "images": 120_000,
+            "images": 70_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {

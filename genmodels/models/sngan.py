@@ -33,7 +33,7 @@ class Config(ClassConditionalConfig):
             "generator_learning_rate": 5e-4,
             "discriminator_learning_rate": 1e-3,
             "discriminator_steps": 1,
-            "images": 150_000,
+            "images": 80_000,
             "ema_half_life_images": 5_000,
         },
         "demo": {
