@@ -24,8 +24,10 @@ from genmodels.settings import Settings
 from genmodels.spec import TrainingSpec
 
 GROUP_RESTARTS = 5
-PLACEMENT_SECONDS = 600
+PLACEMENT_SECONDS = 7 * 24 * 3600  # as long as what holds the cluster may take
 RESIZE_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 
 def run_workers(
@@ -93,13 +95,14 @@ def _use_interface_of_node() -> None:
 
 
 def _scaling(workers: int, training: TrainingSpec) -> ScalingConfig:
-    """One GPU a worker where there are enough, else so many CPUs."""
+    """One GPU a worker where there are enough, else so many CPUs; says so if others hold them now."""
     resources, at_least = ray.cluster_resources(), training.min_workers or workers
     elastic = {
         "num_workers": (at_least, workers) if at_least < workers else workers,
         "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
     }
     if resources.get("GPU", 0) >= at_least:
+        _say_what_is_missing("GPU", at_least)
         return ScalingConfig(**elastic, use_gpu=True)
     cpus = int(resources.get("CPU", 0))
     each = training.cpus_per_worker or max(1, cpus // workers)
@@ -107,7 +110,14 @@ def _scaling(workers: int, training: TrainingSpec) -> ScalingConfig:
         raise SpecError(
             f"{at_least} workers were asked for, of {each} CPU each, but the Ray cluster has {cpus} in all; take fewer."
         )
+    _say_what_is_missing("CPU", at_least * each)
     return ScalingConfig(**elastic, resources_per_worker={"CPU": each})
+
+
+def _say_what_is_missing(kind: str, needed: int) -> None:
+    free = int(ray.available_resources().get(kind, 0))
+    if free < needed:
+        log.warning("Others hold the cluster: of the %d %s that this training needs %d are free.", needed, kind, free)
 
 
 def _filesystem(settings: Settings) -> pyarrow.fs.S3FileSystem:
