@@ -51,7 +51,7 @@ class GuardsSpec(Record):
 
     look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 40 times a run")
     warm_up: float = Field(default=0.25, ge=0, lt=1, description="share of a stage in which guards only measure")
-    divergence: GuardSpec = GuardSpec(action="roll_back", threshold=1000.0, looks=1)
+    divergence: GuardSpec = GuardSpec(action="roll_back", threshold=100.0, looks=1)
     mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
     missing_classes: GuardSpec = GuardSpec(action="warn", threshold=2.0)
     strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)

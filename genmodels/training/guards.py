@@ -66,7 +66,9 @@ class Guard:
 
 
 class Divergence(Guard):
-    """The largest loss, in units of what is usual for it: the median of the looks before, at least 1."""
+    """The largest loss, in units of what is usual for it: the median of the looks before, at least 1. Of 30 healthy
+    GANs none was above 2.5; a critic without a bound is at 5 to 13, and one that learns 100 times too fast at up to
+    1e9."""
 
     name = "divergence"
     sentence = "a loss is {value:.3g} times as large as it was before (alarm above {threshold:.3g})"
@@ -134,7 +136,8 @@ class StrongDiscriminator(Guard):
 
 class Oscillation(Guard):
     """How far the mean of what the model makes moves between two looks beyond what brings it anywhere: the way it has
-    gone in the last looks, less the distance, in units of the real images' standard deviation."""
+    gone in the last looks, less the distance, in units of the real images' standard deviation. Of 30 healthy GANs none
+    was above 0.27; a generator that learns 100 times too fast is at up to 0.7 until it collapses."""
 
     name = "oscillation"
     sentence = (
