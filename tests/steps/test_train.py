@@ -100,7 +100,7 @@ def test_trainings_go_on_beside_each_other_while_there_is_room_and_wait_where_th
         for seed, cpus in ((12, 1), (13, 1), (14, cores))
     ]
     jobs = [attach_or_submit("train", spec) for spec in specs[:2]]
-    assert wait_for(lambda: all(read_progress("train", spec) for spec in specs[:2]))
+    assert wait_for(lambda: all(read_progress("train", spec) for spec in specs[:2]), 300)
     jobs.append(attach_or_submit("train", specs[2]))
     lines = [line for job in reversed(jobs) for update in job.follow() for line in update.lines]
     waits = f"Others hold the cluster: of the {cores} CPU that this training needs {cores - 2} are free."
