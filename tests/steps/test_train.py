@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from waiting import wait_for
 
 from genmodels.errors import UnavailableError
 from genmodels.jobs import attach_or_submit
@@ -87,31 +86,3 @@ def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     report = followed(spec)
     assert report.weights_digest == quiet.weights_digest
     assert report.restarts == 1
-
-
-def test_trainings_go_on_beside_each_other_while_there_is_room_and_wait_where_there_is_none(stack: Settings):
-    """Two trainings take a core each; a third, which wants all of this machine's, says what it waits for."""
-    cores = os.cpu_count()
-    assert cores
-    asked = resolve("progressive_gan", "digits", "demo", BUDGET, seed=12, workers=1)
-    bound = asked.with_dataset(prepare(asked).dataset_digest)
-    specs = [
-        bound.model_copy(update={"seed": seed, "training": bound.training.model_copy(update={"cpus_per_worker": cpus})})
-        for seed, cpus in ((12, 1), (13, 1), (14, cores))
-    ]
-    jobs = [attach_or_submit("train", spec) for spec in specs[:2]]
-    assert wait_for(lambda: all(read_progress("train", spec) for spec in specs[:2]), 300)
-    jobs.append(attach_or_submit("train", specs[2]))
-    lines = [line for job in reversed(jobs) for update in job.follow() for line in update.lines]
-    waits = f"Others hold the cluster: of the {cores} CPU that this training needs {cores - 2} are free."
-    assert waits in lines, lines
-    begun, ended = [], []
-    for spec in specs:
-        report = load_report("train", spec, TrainReport)
-        assert report
-        assert report.first_step_time
-        begun.append(report.first_step_time.timestamp())
-        ended.append(begun[-1] + report.seconds)
-        forget(spec)
-    assert max(begun[:2]) < min(ended[:2])
-    assert begun[2] > min(ended[:2])
