@@ -64,9 +64,12 @@ class RayJobs:
     def __init__(self) -> None:
         self.url = settings().ray_address.rstrip("/")
         self.session = requests.Session()
-        # All requests may be repeated: a job's id admits one job, and ending a job twice is no error.
-        retry = Retry(total=3, backoff_factor=0.2, status_forcelist=[502, 503, 504], allowed_methods=None)
-        self.session.mount("http", HTTPAdapter(max_retries=retry))
+        # All requests may be repeated: a job's id admits one job, and ending a job twice is no error. A head that has
+        # just started answers 500 when it has waited ten seconds for its own agent.
+        again = [500, 502, 503, 504]
+        retry = Retry(total=3, backoff_factor=0.2, status_forcelist=again, allowed_methods=None, raise_on_status=False)
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=retry))
         if path := settings().ray_token_path:
             self.session.headers["Authorization"] = f"Bearer {path.read_text().strip()}"
 

@@ -1,15 +1,14 @@
 """Steps as Ray jobs, on a real Ray cluster."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from fault_proxy import FaultProxy
 from PIL import Image
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
@@ -102,65 +101,14 @@ def test_a_stopped_job_is_an_error_that_does_not_pass(pictures: RunSpec):
     assert not raised.value.transient
 
 
-class Line:
-    """A network line to a server that can be cut."""
-
-    def __init__(self, address: str):
-        self._target = (urlsplit(address).hostname, urlsplit(address).port)
-        self._open = threading.Event()
-        self._open.set()
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def cut(self) -> None:
-        """Every connection ends, and new ones end as soon as they are made."""
-        self._open.clear()
-        for end in self._sockets:
-            end.close()
-        self._sockets.clear()
-
-    def mend(self) -> None:
-        self._open.set()
-
-    def close(self) -> None:
-        self.cut()
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            if not self._open.is_set():
-                near.close()
-                continue
-            far = socket.create_connection(self._target)
-            self._sockets += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            end.close()
-
-
 @pytest.fixture
-def line(stack: Settings) -> Iterator[Line]:
-    line = Line(stack.ray_address)
+def line(stack: Settings) -> Iterator[FaultProxy]:
+    line = FaultProxy(stack.ray_address)
     yield line
     line.close()
 
 
-def test_every_line_of_a_log_comes_once_over_a_network_that_breaks(pictures: RunSpec, line: Line):
+def test_every_line_of_a_log_comes_once_over_a_network_that_breaks(pictures: RunSpec, line: FaultProxy):
     job = job_running("for i in $(seq 300); do echo line $i; sleep 0.02; done", pictures)
     job.cluster.url = line.url
     lines: list[str] = []
@@ -175,7 +123,17 @@ def test_every_line_of_a_log_comes_once_over_a_network_that_breaks(pictures: Run
     assert lines == [f"line {i}" for i in range(1, 301)]
 
 
-def test_a_cluster_that_stays_away_is_given_up(pictures: RunSpec, line: Line):
+def test_a_busy_cluster_is_asked_again(pictures: RunSpec, line: FaultProxy):
+    job = Job("prepare", pictures, 1, RayJobs())
+    job.cluster.url = line.url
+    line.busy = 1.0
+    threading.Timer(0.5, line.mend).start()
+    job.cluster.submit(job.id, "true", {})
+    assert line.faults
+    list(job.follow())
+
+
+def test_a_cluster_that_stays_away_is_given_up(pictures: RunSpec, line: FaultProxy):
     job = job_running("sleep 300", pictures)
     job.cluster.url = line.url
     following = job.follow(patience_seconds=1)
