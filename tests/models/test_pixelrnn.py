@@ -129,7 +129,7 @@ def test_the_probabilities_of_all_binary_3x3_images_add_up_to_1(recurrence: str,
 @recurrences
 def test_a_last_layer_of_zeros_is_8_bits_per_dimension(recurrence: str):
     model = tiny(levels=256, recurrence=recurrence)
-    last = model.network[-1]
+    last = model.network.head[-1]
     last.weight.data.zero_()
     last.bias.data.zero_()
     pixels = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

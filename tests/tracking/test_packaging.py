@@ -47,6 +47,7 @@ def as_uint8(images: Tensor) -> np.ndarray:
         ("flow", {"steps": 2}),
         ("pixelcnn", {"layers": 2}),
         ("pixelrnn", {"resolution": 4, "layers": 1}),
+        ("pixelrnn", {"resolution": 4, "layers": 2, "recurrence": "row_lstm"}),
         ("vqvae2", {"resolution": 4, "prior_layers": 2}),
     ],
 )
