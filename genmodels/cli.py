@@ -279,8 +279,8 @@ def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
     from genmodels.terminal import print_report, watching
 
     step = getattr(import_module(f"genmodels.steps.{name}"), name)
-    # Each of the workers that train has its own meter.
-    with nullcontext() if name == "train" else metered(name, spec, started_by()):
+    # What may be done by several processes has a meter in each.
+    with nullcontext() if name in {"train", "evaluate"} else metered(name, spec, started_by()):
         if ray:
             try:
                 report: Record = step(spec) if name == "register" else step(spec, ray=True)

@@ -2,13 +2,16 @@
 of them, beside the same scores of real data and of the untrained model."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from socket import gethostname
 from typing import Any
 
 import torch
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.evaluation import reals
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate
 from genmodels.evaluation.extractors import (
@@ -20,13 +23,19 @@ from genmodels.evaluation.extractors import (
     why_no_inception,
 )
 from genmodels.evaluation.tasks import tasks_of
-from genmodels.evaluation.tasks.base import Task
+from genmodels.evaluation.tasks.base import Looks
+from genmodels.jobs import started_by
 from genmodels.spec import EvaluationReport, Metric, Progress, Record, RunSpec, digest
+from genmodels.steps.costs import metered
 from genmodels.steps.reports import ProgressWriter, folder, load_report, progress_key, save_report
 from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store
 
 PROTOCOL = 2  # another number has every model judged again
+FEW_IMAGES = 1_000  # are judged before Ray has started another process
+
+Part = tuple[str, int]  # whom a task judges ("model", "untrained", or the "anchors" without either), and its place
+Measured = tuple[dict[str, Estimate], dict[str, bytes]]
 
 
 class Anchors(Record):
@@ -39,46 +48,49 @@ class Anchors(Record):
 def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
     """Judges the trained model of a spec; the report there is, if it was made by the same protocol, is returned.
 
-    One process does it; with `ray` it is that of a Ray job.
+    With `ray` this is the process of a Ray job, and where there is much to do, or the cluster has GPUs, each part is a
+    task of its own in the cluster.
 
     Raises:
         MissingObject: before the model is trained.
         SpecError, DataError: if the model or the data set is none that can be judged.
-        UnavailableError: if a server does not answer.
+        UnavailableError: if a server does not answer, or a task was lost.
     """
     started = time.perf_counter()
-    manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tracker = Tracker(progress_key("evaluate", spec))
     try:
-        extractors, without = _extractors(manifest, dataset, device, tracker)
-        model, start = load_trained(spec).to(device), untrained(spec).to(device)
-        tasks, not_judged = tasks_of(model, manifest, dataset, extractors)
-        protocol = _protocol(manifest, tasks)
-        report = load_report("evaluate", spec, EvaluationReport)
-        if report and report.protocol == protocol:
-            return report
-        unknown = [task for task in tasks if not store().exists(_anchors_key(_protocol(manifest, [task])))]
-        tracker.total = sum(2 * task.looks for task in tasks) + sum(task.anchor_looks for task in unknown)
+        with metered("evaluate", spec, started_by()):
+            evaluation = Evaluation(spec, tracker.train_classifier)
+            report = load_report("evaluate", spec, EvaluationReport)
+            if report and report.protocol == evaluation.protocol():
+                return report
+            parts = evaluation.parts()
+            tracker.total = sum(evaluation.looks(part) for part in parts)
+            spread = ray and _is_worth_spreading(evaluation)
+            found = {} if spread else {part: evaluation.measure(part, tracker.count) for part in parts}
+        if spread:
+            tracker.close()
+            found = _measured_by_tasks(spec, parts, tracker.total)
         metrics: list[Metric] = []
         pictures: dict[str, bytes] = {}
-        for task in tasks:
-            anchors = _anchors(task, _protocol(manifest, [task]), tracker)
-            judged = task.judge(model, replicates=REPLICATES, progress=tracker)
-            ceiling = task.judge(start, replicates=0, progress=tracker.untrained).scores
+        for place, _ in enumerate(evaluation.tasks):
+            anchors = evaluation.anchors(place)
+            assert anchors
+            judged, drawn = found["model", place]
+            ceiling, _ = found["untrained", place]
             metrics += [
                 _metric(name, score, floor=anchors.floor.get(name), untrained=ceiling[name].value)
-                for name, score in judged.scores.items()
+                for name, score in judged.items()
             ]
             metrics += anchors.baselines
-            pictures |= judged.pictures()
+            pictures |= drawn
         report = EvaluationReport(
             run_key=spec.run_key,
-            primary=tasks[0].primary,
+            primary=evaluation.tasks[0].primary,
             metrics=metrics,
-            protocol=protocol,
+            protocol=evaluation.protocol(),
             pictures=_upload(pictures, spec),
-            not_offered=without | not_judged,
+            not_offered=evaluation.not_offered,
             seconds=time.perf_counter() - started,
         )
         save_report("evaluate", spec, report)
@@ -87,22 +99,125 @@ def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
         tracker.close()
 
 
+class Evaluation:
+    """What it takes to judge a trained model on one machine, part by part."""
+
+    def __init__(self, spec: RunSpec, train_classifier: Callable[[int, int], None] = lambda done, total: None):
+        self.spec = spec
+        self.manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        extractors, without = _extractors(self.manifest, dataset, self.device, train_classifier)
+        self.model = load_trained(spec).to(self.device)
+        self.tasks, not_judged = tasks_of(self.model, self.manifest, dataset, extractors)
+        self.not_offered = without | not_judged
+
+    def parts(self) -> list[Part]:
+        """All that is not known yet."""
+        subjects = ("anchors", "model", "untrained")
+        all_parts = [(subject, place) for place, _ in enumerate(self.tasks) for subject in subjects]
+        return [part for part in all_parts if part[0] != "anchors" or self.anchors(part[1]) is None]
+
+    def looks(self, part: Part) -> int:
+        """The images that a part takes."""
+        subject, place = part
+        return self.tasks[place].anchor_looks if subject == "anchors" else self.tasks[place].looks
+
+    def measure(self, part: Part, progress: Looks) -> Measured:
+        """The scores of a model and its pictures, or nothing where the anchors are put into the object store."""
+        subject, place = part
+        task = self.tasks[place]
+        if subject == "anchors":
+            baselines = task.baselines(replicates=REPLICATES, progress=progress)
+            anchors = Anchors(
+                floor={name: score.value for name, score in task.floor(progress).items()},
+                baselines=[_metric(name, score) for name, score in baselines.items()],
+            )
+            store().put_record(self._anchors_key(place), anchors)
+            return {}, {}
+        if subject == "model":
+            judged = task.judge(self.model, replicates=REPLICATES, progress=progress)
+            return judged.scores, dict(judged.pictures())
+        start = untrained(self.spec).to(self.device)
+        told = lambda stage, images: progress(f"{stage} untrained", images)  # noqa: E731
+        return task.judge(start, replicates=0, progress=told).scores, {}
+
+    def anchors(self, place: int) -> Anchors | None:
+        """Those of a task, if they were ever measured by its protocol."""
+        return store().get_record(self._anchors_key(place), Anchors)
+
+    def protocol(self, place: int | None = None) -> dict[str, Any]:
+        """All that must be equal for two scores of a task, or of all of them, to be comparable."""
+        tasks = self.tasks if place is None else [self.tasks[place]]
+        protocol = {
+            "version": PROTOCOL,
+            "task": ", ".join(task.kind for task in tasks),
+            "dataset_digest": self.manifest.digest,
+            "resolution": self.manifest.resolution,
+            "reference": "held-out images; the floor is as many of the training set",
+            "images": reals.count(self.manifest),
+            "bootstrap_replicates": REPLICATES,
+        }
+        for task in tasks:
+            protocol |= task.protocol
+        return protocol
+
+    def _anchors_key(self, place: int) -> str:
+        return f"evaluations/{digest(self.protocol(place))}.json"
+
+
+def _is_worth_spreading(evaluation: Evaluation) -> bool:
+    """Whether tasks of their own are sooner done with the parts than this process, which has no GPU of a cluster's."""
+    import ray
+
+    ray.init(ignore_reinit_error=True)
+    return ray.cluster_resources().get("GPU", 0) > 0 or reals.count(evaluation.manifest) > FEW_IMAGES
+
+
+def _measured_by_tasks(spec: RunSpec, parts: Sequence[Part], total: int) -> dict[Part, Measured]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    remote: Any = ray.remote
+    tracker = remote(num_cpus=0)(Tracker).remote(progress_key("evaluate", spec), total)
+    task = remote(num_cpus=1, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_measure)
+    waiting = {part: task.remote(spec, part, tracker, started_by()) for part in parts}
+    try:
+        return {part: ray.get(reference) for part, reference in waiting.items()}
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        raise UnavailableError(f"A task of the evaluation was lost ({type(error).__name__}); try again.") from error
+    finally:
+        ray.get(tracker.close.remote())
+
+
+def _measure(spec: RunSpec, part: Part, tracker: Any, started_by: str) -> Measured:
+    try:
+        with metered("evaluate", spec, started_by):
+            return _evaluation(spec.model_dump_json()).measure(part, tracker.count.remote)
+    except GenmodelsError as error:
+        error.where = gethostname()
+        raise
+
+
+@lru_cache(maxsize=1)
+def _evaluation(spec: str) -> Evaluation:
+    """One for all the parts that a process is given."""
+    return Evaluation(RunSpec.model_validate_json(spec))
+
+
 class Tracker:
     """Counts looks at images, each made or measured once, as the step's progress."""
 
-    def __init__(self, key: str):
-        self.total = 0
+    def __init__(self, key: str, total: int = 0):
+        self.total = total
         self._write = ProgressWriter(key)
         self._last: Progress | None = None
         self._done, self._started = 0, time.monotonic()
 
-    def __call__(self, stage: str, images: int) -> None:
+    def count(self, stage: str, images: int) -> None:
         self._done += images
         self.tell(stage, self._done, self.total, self._done / max(time.monotonic() - self._started, 1e-3))
-
-    def untrained(self, stage: str, images: int) -> None:
-        """The same with the untrained model."""
-        self(f"{stage} untrained", images)
 
     def train_classifier(self, done: int, total: int) -> None:
         self.tell("train classifier", done, total, done / max(time.monotonic() - self._started, 1e-3))
@@ -114,56 +229,24 @@ class Tracker:
     def close(self) -> None:
         """Leaves the last progress."""
         self._write.close(self._last)
+        self._last = None
 
 
 def _extractors(
-    manifest: Manifest, dataset: Dataset, device: torch.device, tracker: Tracker
+    manifest: Manifest, dataset: Dataset, device: torch.device, train_classifier: Callable[[int, int], None]
 ) -> tuple[list[Extractor], dict[str, str]]:
     """Those that can be had, and why the others cannot."""
     found, not_offered = [], {}
     if reason := why_no_classifier(manifest):
         not_offered["classifier"] = reason
     else:
-        classifier = find_classifier(manifest, dataset, device, tracker.train_classifier)
+        classifier = find_classifier(manifest, dataset, device, train_classifier)
         found.append(classifier_extractor(classifier, device))
     if reason := why_no_inception(manifest):
         not_offered["inception"] = reason
     else:
         found.append(inception_extractor(device))
     return found, not_offered
-
-
-def _protocol(manifest: Manifest, tasks: Sequence[Task]) -> dict[str, Any]:
-    """All that must be equal for two scores of these tasks to be comparable."""
-    protocol = {
-        "version": PROTOCOL,
-        "task": ", ".join(task.kind for task in tasks),
-        "dataset_digest": manifest.digest,
-        "resolution": manifest.resolution,
-        "reference": "held-out images; the floor is as many of the training set",
-        "images": reals.count(manifest),
-        "bootstrap_replicates": REPLICATES,
-    }
-    for task in tasks:
-        protocol |= task.protocol
-    return protocol
-
-
-def _anchors(task: Task, protocol: dict[str, Any], tracker: Tracker) -> Anchors:
-    """Measured once for a protocol, and kept."""
-    if anchors := store().get_record(_anchors_key(protocol), Anchors):
-        return anchors
-    baselines = task.baselines(replicates=REPLICATES, progress=tracker)
-    anchors = Anchors(
-        floor={name: score.value for name, score in task.floor(tracker).items()},
-        baselines=[_metric(name, score) for name, score in baselines.items()],
-    )
-    store().put_record(_anchors_key(protocol), anchors)
-    return anchors
-
-
-def _anchors_key(protocol: dict[str, Any]) -> str:
-    return f"evaluations/{digest(protocol)}.json"
 
 
 def _metric(name: str, score: Estimate, floor: float | None = None, untrained: float | None = None) -> Metric:

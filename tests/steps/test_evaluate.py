@@ -18,13 +18,15 @@ from genmodels.evaluation import extractors
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
 from genmodels.evaluation.images import as_bytes
 from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, TILE_PIXELS
+from genmodels.jobs import Job, RayJobs
 from genmodels.models.base import Samples
 from genmodels.settings import Settings
-from genmodels.spec import RunSpec
+from genmodels.spec import EvaluationReport, RunSpec
 from genmodels.steps import evaluate as step
+from genmodels.steps.costs import costs_of
 from genmodels.steps.evaluate import evaluate
 from genmodels.steps.register import register
-from genmodels.steps.reports import read_progress, report_key
+from genmodels.steps.reports import folder, load_report, read_progress, report_key
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.registry import Registry
 
@@ -323,6 +325,37 @@ def test_codes_of_sprites_are_judged_by_the_factors(s3: Settings, monkeypatch):
         assert metrics[name].value > some(metrics[name].untrained)
     assert metrics["factor_vae_score"].value > 0.9
     assert metrics["dci_disentanglement"].value > 0.8
+
+
+def test_tasks_of_the_cluster_find_what_one_process_finds(stack: Settings):
+    spec = unjudged("dcgan", "digits", seed=318)
+    here = evaluate(spec)
+    store().delete([report_key("evaluate", spec), *(entry.key for entry in store().list("evaluations/"))])
+
+    store().put_record(f"{folder('evaluate', spec)}/spec.json", spec)
+    address = store().uri(f"{folder('evaluate', spec)}/spec.json")
+    spread = "from genmodels.steps import evaluate as step; step.FEW_IMAGES = 0"
+    judge = f"from genmodels.cli import read_spec; step.evaluate(read_spec('{address}'), ray=True)"
+    job = Job("evaluate", spec, 1, RayJobs())
+    job.cluster.submit(job.id, f'python -c "{spread}; {judge}"', {})
+    list(job.follow())
+
+    there = load_report("evaluate", spec, EvaluationReport)
+    assert there
+    assert (there.primary, there.protocol, there.not_offered) == (here.primary, here.protocol, here.not_offered)
+    assert [metric.name for metric in there.metrics] == [metric.name for metric in here.metrics]
+    for one, other in zip(there.metrics, here.metrics, strict=True):
+        numbers = [
+            [n for n in (m.value, m.low, m.high, m.untrained, m.floor) if n is not None] for m in (one, other)
+        ]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3), one.name
+    assert {name: store().read(uri) for name, uri in there.pictures.items()}.keys() == here.pictures.keys()
+    progress = read_progress("evaluate", spec)
+    assert progress
+    assert progress.done == progress.total > 0
+    costs = costs_of("evaluate", spec)
+    assert costs
+    assert costs.device_seconds > 0
 
 
 def test_what_is_not_trained_is_not_judged(s3: Settings):
