@@ -155,15 +155,19 @@ def _run(
                 step, spec, links={"prefect_flow_run": flow_url(), STARTED_BY: _started_by()}, again=again
             )
             if not _follow(job):
-                return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
+                return _cancelled()
             report = load_report(step, spec, kind)
         if report is None:
             raise UnavailableError(f"The {step} step ended without leaving its report.")
     except GenmodelsError as error:
-        return _failed(error)
+        return _cancelled() if _is_cancelled() else _failed(error)
     if publish:
         publish(report, spec)
     return Completed(name=name, data=report)
+
+
+def _cancelled() -> State:
+    return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
 
 
 def _failed(error: GenmodelsError) -> State:

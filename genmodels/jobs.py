@@ -160,7 +160,7 @@ class Job:
         """Updates, one each interval, until the job has succeeded.
 
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
-        own error if it failed, UnavailableError if the job was lost, GenmodelsError if somebody stopped it.
+        own error if it failed, UnavailableError if the job was lost or somebody stopped it.
         """
         tail = _LogTail(self.cluster, self.id)
         answered = time.monotonic()
@@ -202,7 +202,8 @@ class Job:
 
     def _error(self, info: JobInfo) -> GenmodelsError:
         if info.status == "STOPPED":
-            return GenmodelsError(f"Ray job {self.id} was stopped; run it again to go on from its last checkpoint.")
+            # Whoever is cancelled stops the job of all that follow it.
+            return UnavailableError(f"Ray job {self.id} was stopped, by another run that shared it or by hand.")
         code = info.driver_exit_code
         if code is None or code < 0 or code > 128:  # its node, its supervisor or a signal ended it
             why = f"was killed by signal {abs(code) % 128}" if code else f"was lost: {_first_line(info.message)}"
