@@ -345,9 +345,7 @@ def test_tasks_of_the_cluster_find_what_one_process_finds(stack: Settings):
     assert (there.primary, there.protocol, there.not_offered) == (here.primary, here.protocol, here.not_offered)
     assert [metric.name for metric in there.metrics] == [metric.name for metric in here.metrics]
     for one, other in zip(there.metrics, here.metrics, strict=True):
-        numbers = [
-            [n for n in (m.value, m.low, m.high, m.untrained, m.floor) if n is not None] for m in (one, other)
-        ]
+        numbers = [[n for n in (m.value, m.low, m.high, m.untrained, m.floor) if n is not None] for m in (one, other)]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-3), one.name
     assert {name: store().read(uri) for name, uri in there.pictures.items()}.keys() == here.pictures.keys()
     progress = read_progress("evaluate", spec)
