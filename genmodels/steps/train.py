@@ -28,7 +28,6 @@ from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
 from genmodels.jobs import started_by, this_job
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
-from genmodels.nn.batch_norm import normalising_by_batch
 from genmodels.settings import settings
 from genmodels.spec import Alarm, Progress, RunSpec, TrainReport
 from genmodels.steps.costs import metered
@@ -224,9 +223,8 @@ class Watch:
             self._latest = self._latest.model_copy(update={"alarms": self._alarms})
 
     def samples(self, engine: Engine) -> None:
-        """A grid from the same latents, or of the same held-out images, every time. Batch norms look at it alone: to
-        measure what evaluation normalises by takes thousands of samples."""
-        with engine.averaged() as model, normalising_by_batch(model), torch.no_grad():
+        """A grid from the same latents, or of the same held-out images, every time."""
+        with engine.previewing() as model:
             sheet = _sheet(model, self._held_out(engine))
         images = engine.position.images
         self._queue.image("samples", sheet, images)
@@ -236,7 +234,7 @@ class Watch:
         """Sliced Wasserstein distance of a few images to held-out ones; of translations with their colours."""
         generator = torch.Generator().manual_seed(0)
         scores = []
-        with engine.averaged() as model, normalising_by_batch(model), torch.no_grad():
+        with engine.previewing() as model:
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
                 sets = real[: len(made)].cpu(), made.cpu()
                 absolute = isinstance(model, Translates)

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from genmodels.errors import SpecError
 from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Update
+from genmodels.nn.batch_norm import normalising_by_batch
 from genmodels.spec import TrainingSpec
 from genmodels.training.average import WeightAverage
 from genmodels.training.gradients import GradientAverager
@@ -191,21 +192,28 @@ class Engine:
         return {name: float(get_total_norm(parts)) for name, parts in gradients.items() if parts}
 
     @contextmanager
-    def averaged(self) -> Iterator[GenerativeModel]:
-        """The model in evaluation mode, with averaged weights where it keeps an average."""
+    def previewing(self) -> Iterator[GenerativeModel]:
+        """The model as one looks at it in passing: in evaluation mode, with averaged weights where it keeps an average,
+        and with batch norms that look at the batch alone; to measure what evaluation normalises by takes thousands of
+        samples."""
+        with self._averaged() as model, normalising_by_batch(model), torch.no_grad():
+            yield model
+
+    @contextmanager
+    def evaluating(self) -> Iterator[GenerativeModel]:
+        """The model in evaluation mode, prepared for it, with averaged weights where it keeps an average."""
+        with self._averaged() as model:
+            model.prepare_evaluation()
+            yield model
+
+    @contextmanager
+    def _averaged(self) -> Iterator[GenerativeModel]:
         self.model.eval()
         try:
             with self.average.in_place() if self.average else nullcontext():
                 yield self.model
         finally:
             self.model.train()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[GenerativeModel]:
-        """The same, prepared for evaluation."""
-        with self.averaged() as model:
-            model.prepare_evaluation()
-            yield model
 
     def state_dict(self) -> dict[str, Any]:
         """All that a continuation needs; tensors are the live ones. Waits for the device.

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from genmodels.models.base import Density, Input, Samples, Translates, scaled
-from genmodels.nn.batch_norm import normalising_by_batch
 from genmodels.spec import Alarm, GuardSpec
 from genmodels.training.engine import Engine, NonFiniteLoss, Position, Totals, means
 
@@ -283,7 +282,7 @@ class Guards:
         real = self._real_images()
         if self._engine.workers.rank:
             return []
-        with self._engine.averaged() as model, normalising_by_batch(model), torch.no_grad():
+        with self._engine.previewing() as model:
             if isinstance(model, Samples):
                 made = _sampled(model, real["image"])
                 return [(real["image"], made)]
