@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from genmodels.errors import UnavailableError
 from genmodels.jobs import attach_or_submit
@@ -86,3 +87,30 @@ def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     report = followed(spec)
     assert report.weights_digest == quiet.weights_digest
     assert report.restarts == 1
+
+
+def test_trainings_go_on_beside_each_other_while_there_is_room_and_wait_where_there_is_none(stack: Settings):
+    """Two trainings without an end take a core each; a third, which wants all, says what it waits for."""
+    cores = os.cpu_count()
+    assert cores
+    asked = resolve("progressive_gan", "digits", "demo", BUDGET, seed=12, workers=1)
+    asked = asked.with_dataset(prepare(asked).dataset_digest)
+    endless = asked.config | {"final_images": 10**8}
+    specs = [
+        asked.model_copy(
+            update={"config": config, "training": asked.training.model_copy(update={"cpus_per_worker": n})}
+        )
+        for config, n in ((endless, 1), (endless | {"stable_images": 10**8}, 1), (asked.config, cores))
+    ]
+    jobs = [attach_or_submit("train", spec) for spec in specs[:2]]
+    try:
+        wait_for(lambda: all(read_progress("train", spec) for spec in specs[:2]), 300)
+        jobs.append(attach_or_submit("train", specs[2]))
+        waits = f"Others hold the cluster: of the {cores} CPU that this training needs {cores - 2} are free."
+        wait_for(lambda: waits in jobs[2].cluster.log(jobs[2].id), 120)
+    finally:
+        for job in jobs[:2]:
+            job.stop()
+    followed(specs[2])
+    for spec in specs:
+        forget(spec)
