@@ -154,6 +154,32 @@ def shifted(images: Tensor, context: Context) -> Tensor:
 
 
 @torch.no_grad()
+def shared_fakes(
+    context: Context,
+    latents: Callable[[], Tensor],
+    generator: Callable[[Tensor], Tensor],
+    *,
+    to_learn: bool,
+    learns: bool = True,
+) -> Tensor:
+    """What both updates of a step judge: made once, since the generator does not change in between. Of several
+    micro-batches those for the discriminator come without a graph and the generator makes its own anew, of the same
+    latents, so that one graph is kept at a time and not one for each.
+
+    Args:
+        to_learn: whether this is the generator's update.
+        learns: whether the step has one.
+    """
+    shared = context.shared
+    if "latents" not in shared:
+        shared["latents"] = latents()
+    graph = to_learn or (learns and context.micros == 1)
+    if "fakes" not in shared or (to_learn and not shared["fakes"].requires_grad):
+        with torch.set_grad_enabled(graph):
+            shared["fakes"] = generator(shared["latents"])
+    return shared["fakes"]
+
+
 def measure_standing_statistics(model: Samples, generator: nn.Module, resolution: int) -> None:
     """Measures on samples what the batch norms of the model's generator normalise by in evaluation, if it has any."""
     if not has_batch_norms(generator):

@@ -150,6 +150,7 @@ class Context(Protocol):
 
     images_in_stage: int
     step: int
+    micros: int  # micro-batches of a step; with several, graphs are not to be shared, for all would be kept at once
     shared: dict[str, Any]  # from one update of a step to the next, one dict for each micro-batch
 
     @property

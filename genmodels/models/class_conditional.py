@@ -14,7 +14,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from genmodels.losses import AdversarialName
-from genmodels.models.adversarial import Adversarial, AdversarialConfig, WeightedTerms, measure_standing_statistics
+from genmodels.models.adversarial import (
+    Adversarial,
+    AdversarialConfig,
+    WeightedTerms,
+    measure_standing_statistics,
+    shared_fakes,
+)
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -118,7 +124,7 @@ class ClassConditionalGAN(GenerativeModel):
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         labels = batch.get("label")
         real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self._fakes(batch, context).detach(), context)
+        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=False).detach(), context)
         logits = self.discriminator(torch.cat((real, fake)), None if labels is None else labels.repeat(2))
         logits_real, logits_fake = logits.chunk(2)
         critic = partial(self._critic, labels=labels)
@@ -131,7 +137,8 @@ class ClassConditionalGAN(GenerativeModel):
     def generator_terms(self, batch: Batch, context: Context) -> WeightedTerms:
         """What the generator minimises; a model may add terms of its own."""
         labels = batch.get("label")
-        logits = self.discriminator(self.adversarial.augmented(self._fakes(batch, context), context), labels)
+        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=True), context)
+        logits = self.discriminator(fake, labels)
         loss = self.adversarial.generator_loss(partial(self._critic, labels=labels), batch["image"], logits, context)
         return {"adversarial": (1.0, loss)}
 
@@ -139,13 +146,11 @@ class ClassConditionalGAN(GenerativeModel):
         with input_gradient_differentiable():
             return self.discriminator(images, labels)
 
-    def _fakes(self, batch: Batch, context: Context) -> Tensor:
-        """Both updates of a step judge the same fakes; without one of the generator, no graph is kept."""
-        if "fakes" not in context.shared:
-            latent = context.randn(len(batch["image"]), self.config.latent)
-            with torch.set_grad_enabled(context.step % self.config.discriminator_steps == 0):
-                context.shared["fakes"] = self.generator(latent, batch.get("label"))
-        return context.shared["fakes"]
+    def _fakes(self, batch: Batch, context: Context, *, to_learn: bool) -> Tensor:
+        latents = partial(context.randn, len(batch["image"]), self.config.latent)
+        generator = partial(self.generator, labels=batch.get("label"))
+        learns = context.step % self.config.discriminator_steps == 0
+        return shared_fakes(context, latents, generator, to_learn=to_learn, learns=learns)
 
     def prepare_evaluation(self) -> None:
         measure_standing_statistics(self, self.generator, self.config.resolution)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genmodels.losses import binary_discriminator
-from genmodels.models.adversarial import Adversarial, AdversarialConfig, measure_standing_statistics
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, measure_standing_statistics, shared_fakes
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -233,7 +233,7 @@ class GAN(GenerativeModel):
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """-V(D, G) of equation 1, logged with the Jensen-Shannon divergence that it implies; or another loss."""
         real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self.fakes(batch, context).detach(), context)
+        fake = self.adversarial.augmented(self.fakes(batch, context, to_learn=False).detach(), context)
         critic = partial(self.judge, context=context)
         logits_real, logits_fake = critic(real), critic(fake)
         loss = LossTerms.weighted(
@@ -246,19 +246,15 @@ class GAN(GenerativeModel):
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
         critic = partial(self.judge, context=context)
-        logits_fake = critic(self.adversarial.augmented(self.fakes(batch, context), context))
+        logits_fake = critic(self.adversarial.augmented(self.fakes(batch, context, to_learn=True), context))
         loss = self.adversarial.generator_loss(critic, batch["image"], logits_fake, context)
         return LossTerms.weighted({"adversarial": (1.0, loss)})
 
-    def fakes(self, batch: Batch, context: Context) -> Tensor:
-        """Both updates of a step judge the same fakes: the generator does not change in between."""
-        shared = context.shared
-        if "fakes" not in shared:
-            generator_learns = context.step % self.config.discriminator_steps == 0
-            shared["latents"] = self.latents(len(batch["image"]), context)
-            with torch.set_grad_enabled(generator_learns):
-                shared["fakes"] = self.generator(shared["latents"])
-        return shared["fakes"]
+    def fakes(self, batch: Batch, context: Context, *, to_learn: bool) -> Tensor:
+        """One for each image of the batch; see `shared_fakes`."""
+        latents = partial(self.latents, len(batch["image"]), context)
+        learns = context.step % self.config.discriminator_steps == 0
+        return shared_fakes(context, latents, self.generator, to_learn=to_learn, learns=learns)
 
     def prepare_evaluation(self) -> None:
         measure_standing_statistics(self, self.generator, self.config.resolution)

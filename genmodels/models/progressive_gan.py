@@ -6,6 +6,7 @@ shape. Level 0 is 4x4, level L is 4 * 2^L.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genmodels.losses import AdversarialName
-from genmodels.models.adversarial import Adversarial, AdversarialConfig
+from genmodels.models.adversarial import Adversarial, AdversarialConfig, shared_fakes
 from genmodels.models.base import (
     Adam,
     Batch,
@@ -279,7 +280,7 @@ class ProgressiveGAN(GenerativeModel):
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         labels = batch.get("label")
         real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self._fakes(batch, context).detach(), context)
+        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=False).detach(), context)
         outputs = self.discriminator(torch.cat((real, fake)), self.level, self.alpha, batches=2)
         logits_real, logits_fake = outputs[:, 0].chunk(2)
         terms = self.adversarial.discriminator_terms(self._critic, real, fake, logits_real, logits_fake, context)
@@ -289,7 +290,7 @@ class ProgressiveGAN(GenerativeModel):
         return LossTerms.weighted(terms)
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        fake = self.adversarial.augmented(self._fakes(batch, context), context)
+        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=True), context)
         outputs = self.discriminator(fake, self.level, self.alpha)
         loss = self.adversarial.generator_loss(self._critic, batch["image"], outputs[:, 0], context)
         terms = {"adversarial": (1.0, loss)}
@@ -301,12 +302,10 @@ class ProgressiveGAN(GenerativeModel):
         with input_gradient_differentiable():
             return self.discriminator(images, self.level, self.alpha)[:, 0]
 
-    def _fakes(self, batch: Batch, context: Context) -> Tensor:
-        """Both updates of a step judge the same fakes: the generator does not change in between."""
-        if "fakes" not in context.shared:
-            latent = context.randn(len(batch["image"]), self.config.latent)
-            context.shared["fakes"] = self.generator(latent, batch.get("label"), self.level, self.alpha)
-        return context.shared["fakes"]
+    def _fakes(self, batch: Batch, context: Context, *, to_learn: bool) -> Tensor:
+        latents = partial(context.randn, len(batch["image"]), self.config.latent)
+        generator = partial(self.generator, labels=batch.get("label"), level=self.level, alpha=self.alpha)
+        return shared_fakes(context, latents, generator, to_learn=to_learn)
 
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n latents, (n, Z), standard normal."""

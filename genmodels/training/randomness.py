@@ -43,7 +43,7 @@ class Draws:
         micro: int = 0,
         micros: int = 1,
     ):
-        self.step, self.images_in_stage, self.workers = step, images_in_stage, workers
+        self.step, self.images_in_stage, self.workers, self.micros = step, images_in_stage, workers, micros
         self.shared: dict[str, Any] = {}
         self._seed, self._part, self._parts = seed, workers.rank * micros + micro, workers.size * micros
         self._update = self._call = 0

@@ -32,6 +32,7 @@ class PlainContext:
 
     images_in_stage: int = 0
     step: int = 0
+    micros: int = 1
     workers: Workers = field(default_factory=Workers)
     shared: dict[str, Any] = field(default_factory=dict)
 

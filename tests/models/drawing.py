@@ -6,8 +6,10 @@ from genmodels.training.randomness import Draws
 from genmodels.training.workers import Workers
 
 
-def draws(step: int = 0, workers: Workers | None = None) -> Draws:
-    return Draws(seed=0, step=step, images_in_stage=0, workers=workers or Workers(), device=torch.device("cpu"))
+def draws(step: int = 0, workers: Workers | None = None, micros: int = 1) -> Draws:
+    """Of the first micro-batch."""
+    settings = {"images_in_stage": 0, "workers": workers or Workers(), "device": torch.device("cpu"), "micros": micros}
+    return Draws(seed=0, step=step, **settings)
 
 
 def as_worker(rank: int, everyones: torch.Tensor) -> Workers:

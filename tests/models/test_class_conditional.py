@@ -87,6 +87,17 @@ def test_the_generators_graph_is_kept_only_in_steps_that_update_it():
         assert context.shared["fakes"].requires_grad == kept
 
 
+def test_with_micro_batches_the_generator_makes_the_same_fakes_anew():
+    """So that the discriminator's update over all of them keeps no graph of the generator's."""
+    model, context = small(), draws(micros=4)
+    model.discriminator_loss(batch(), context)
+    judged = context.shared["fakes"]
+    assert not judged.requires_grad
+    model.generator_loss(batch(), context)
+    assert context.shared["fakes"].requires_grad
+    assert torch.equal(context.shared["fakes"], judged)
+
+
 def test_updates_of_the_discriminator_for_one_of_the_generator():
     engine = engine_of(small(discriminator_steps=3, images=8 * 7))
     while not engine.finished:
