@@ -3,6 +3,7 @@ of them, beside the same scores of real data and of the untrained model."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from socket import gethostname
 from typing import Any
@@ -32,7 +33,7 @@ from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store
 
 PROTOCOL = 2  # another number has every model judged again
-FEW_IMAGES = 1_000  # are judged before Ray has started another process
+FEW_PIXELS = 2**20  # are judged before Ray has started another process
 
 Part = tuple[str, int]  # whom a task judges ("model", "untrained", or the "anchors" without either), and its place
 Measured = tuple[dict[str, Estimate], dict[str, bytes]]
@@ -48,8 +49,8 @@ class Anchors(Record):
 def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
     """Judges the trained model of a spec; the report there is, if it was made by the same protocol, is returned.
 
-    With `ray` this is the process of a Ray job, and where there is much to do, or the cluster has GPUs, each part is a
-    task of its own in the cluster.
+    With `ray` this is the process of a Ray job, and where there is much to do each part is a task of its own in the
+    cluster, on a GPU if it has any.
 
     Raises:
         MissingObject: before the model is trained.
@@ -66,7 +67,7 @@ def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
                 return report
             parts = evaluation.parts()
             tracker.total = sum(evaluation.looks(part) for part in parts)
-            spread = ray and _is_worth_spreading(evaluation)
+            spread = ray and evaluation.pixels > FEW_PIXELS
             found = {} if spread else {part: evaluation.measure(part, tracker.count) for part in parts}
         if spread:
             tracker.close()
@@ -110,6 +111,11 @@ class Evaluation:
         self.model = load_trained(spec).to(self.device)
         self.tasks, not_judged = tasks_of(self.model, self.manifest, dataset, extractors)
         self.not_offered = without | not_judged
+
+    @property
+    def pixels(self) -> int:
+        """Of the images that each score takes."""
+        return reals.count(self.manifest) * self.manifest.resolution**2
 
     def parts(self) -> list[Part]:
         """All that is not known yet."""
@@ -165,18 +171,11 @@ class Evaluation:
         return f"evaluations/{digest(self.protocol(place))}.json"
 
 
-def _is_worth_spreading(evaluation: Evaluation) -> bool:
-    """Whether tasks of their own are sooner done with the parts than this process, which has no GPU of a cluster's."""
-    import ray
-
-    ray.init(ignore_reinit_error=True)
-    return ray.cluster_resources().get("GPU", 0) > 0 or reals.count(evaluation.manifest) > FEW_IMAGES
-
-
 def _measured_by_tasks(spec: RunSpec, parts: Sequence[Part], total: int) -> dict[Part, Measured]:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    ray.init(ignore_reinit_error=True)
     remote: Any = ray.remote
     tracker = remote(num_cpus=0)(Tracker).remote(progress_key("evaluate", spec), total)
     task = remote(num_cpus=1, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_measure)
@@ -188,7 +187,8 @@ def _measured_by_tasks(spec: RunSpec, parts: Sequence[Part], total: int) -> dict
     except RayError as error:
         raise UnavailableError(f"A task of the evaluation was lost ({type(error).__name__}); try again.") from error
     finally:
-        ray.get(tracker.close.remote())
+        with suppress(RayError):  # progress is no reason to fail
+            ray.get(tracker.close.remote(), timeout=10)
 
 
 def _measure(spec: RunSpec, part: Part, tracker: Any, started_by: str) -> Measured:
