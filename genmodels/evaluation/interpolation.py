@@ -19,6 +19,9 @@ SEED = 0
 MOST_PATHS = 1_000
 STEP = 1e-3
 WALK_IMAGES = 9
+CONCEPT_POOL, CONCEPT_IMAGES = 256, 3
+
+Path = Callable[[Tensor, Tensor, Tensor], Tensor]  # starts and ends (N, Z) and shares of the way (N, 1) -> (N, Z)
 
 
 @torch.inference_mode()
@@ -49,7 +52,7 @@ def path_lengths(
 
 
 @torch.inference_mode()
-def walks(model: FromLatents, count: int, *, labels: Tensor | None) -> Tensor:
+def walks(model: FromLatents, count: int, path: Path, *, labels: Tensor | None) -> Tensor:
     """Images on the way between the first pairs of latents, (count, 9, C, R, R) uint8; of the classes `labels`,
     (count,), where the model takes any."""
     generator = torch.Generator(device_of(model)).manual_seed(SEED)
@@ -57,7 +60,29 @@ def walks(model: FromLatents, count: int, *, labels: Tensor | None) -> Tensor:
     shares = torch.linspace(0, 1, WALK_IMAGES, device=start.device).repeat(count)[:, None]
     start, end = (latent.repeat_interleave(WALK_IMAGES, dim=0) for latent in (start, end))
     given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(start.device)}
-    return as_bytes(model.decode(spherical(start, end, shares), **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+    return as_bytes(model.decode(path(start, end, shares), **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+
+
+@torch.inference_mode()
+def arithmetic(model: FromLatents, extractor: Extractor) -> Tensor | None:
+    """A row for each of the three classes of which the model makes most, A, B and C: a few images, and that of their
+    latents' average; then a row that ends with A - B + C of the averages, before it the same with a little noise
+    (Radford et al. 2016, section 6.3.2). (4, 4, C, R, R) uint8; None if it makes fewer than three classes.
+
+    The extractor must know classes, and the model's latents say which class an image is of.
+    """
+    generator = torch.Generator(device_of(model)).manual_seed(SEED)
+    latents = model.prior(CONCEPT_POOL, generator=generator)
+    classes = extractor.classes(extractor(model.decode(latents))).to(latents.device)
+    found = [rows for each in classes.unique() if len(rows := (classes == each).nonzero().flatten()) >= CONCEPT_IMAGES]
+    if len(found) < 3:
+        return None
+    concepts = [latents[rows[:CONCEPT_IMAGES]] for rows in sorted(found, key=len, reverse=True)[:3]]
+    a, b, c = (concept.mean(dim=0, keepdim=True) for concept in concepts)
+    noise = torch.rand(CONCEPT_IMAGES, *a.shape[1:], generator=generator, device=a.device) / 2 - 0.25
+    rows = [torch.cat((concept, average)) for concept, average in zip(concepts, (a, b, c), strict=True)]
+    shown = torch.cat((*rows, a - b + c + noise, a - b + c))
+    return as_bytes(model.decode(shown)).cpu().unflatten(0, (4, CONCEPT_IMAGES + 1))
 
 
 def spherical(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

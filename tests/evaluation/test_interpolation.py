@@ -1,6 +1,7 @@
 """Paths of known length, and models whose samples are decoded from their prior."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.evaluation.extractors import Extractor
-from genmodels.evaluation.interpolation import WALK_IMAGES, path_lengths, spherical, walks
+from genmodels.evaluation.interpolation import WALK_IMAGES, Path, arithmetic, path_lengths, spherical, walks
 from genmodels.models import MODELS, build
 from genmodels.models.base import DataInfo, FromLatents
 
@@ -76,12 +77,35 @@ def test_a_great_circle_goes_through_the_middle_and_keeps_to_its_ends():
     torch.testing.assert_close(there, torch.tensor([[1.0, 0.0]]))
 
 
-def test_walks_begin_and_end_at_draws_of_the_prior():
-    images = walks(Linear(), 3, labels=None)
+@pytest.mark.parametrize("path", [spherical, torch.lerp])
+def test_walks_begin_and_end_at_draws_of_the_prior(path: Path):
+    images = walks(Linear(), 3, path, labels=None)
     assert images.shape == (3, WALK_IMAGES, 1, 1, 2)
     generator = torch.Generator().manual_seed(0)
     for place, drawn in ((0, Linear().prior(3, generator=generator)), (-1, Linear().prior(3, generator=generator))):
         torch.testing.assert_close(images[:, place].flatten(1).float(), (drawn + 1) * 127.5, atol=0.51, rtol=0)
+
+
+def test_arithmetic_is_that_of_the_averages_of_three_classes():
+    """Images are their latents, and a latent's class is its quadrant."""
+    quadrants = replace(
+        PIXELS, head=lambda pixels: pixels.sign() @ torch.tensor([[-2.0, -2.0, 2.0, 2.0], [-1, 1, -1, 1]])
+    )
+    rows = arithmetic(Linear(), quadrants)
+    assert rows is not None
+    points = rows.flatten(2).float() / 127.5 - 1
+    *concepts, results = points
+    for concept in concepts:
+        assert len((concept > 0).unique(dim=0)) == 1, "of one class"
+        inside = (concept.abs() < 1).all()
+        assert not inside or torch.allclose(concept[:3].mean(0), concept[3], atol=0.01)
+    a, b, c = (concept[3] for concept in concepts)
+    torch.testing.assert_close(results[3], (a - b + c).clamp(-1, 1), atol=0.02, rtol=0)
+    assert (results[:3] - results[3]).abs().max() <= 0.26
+
+
+def test_arithmetic_needs_three_classes():
+    assert arithmetic(Linear(), replace(PIXELS, head=lambda pixels: pixels)) is None
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -267,7 +267,8 @@ def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_de
     assert set(report.not_offered) == {"inception"}
     assert set(report.pictures) == {
         *("samples", "training_neighbours"),
-        *("reconstructions", "traversals", "aggregated_posterior", "interpolations"),
+        *("reconstructions", "traversals", "aggregated_posterior"),
+        *("interpolations", "linear_interpolations"),
     }
     progress = read_progress("evaluate", spec)
     assert progress

@@ -140,9 +140,16 @@ class Interpolation(Task):
 
     def _pictures(self, model: FromLatents) -> dict[str, bytes]:
         labels = None if self.labels is None else self.labels[:INTERPOLATIONS]
-        images = interpolation.walks(model, INTERPOLATIONS, labels=labels)
-        sheet = contact_sheet({"from one latent to another": images.flatten(0, 1)}, images_per_row=images.shape[1])
-        return {"interpolations": sheet}
+        drawn = {}
+        for name, path in (("interpolations", interpolation.spherical), ("linear_interpolations", torch.lerp)):
+            images = interpolation.walks(model, INTERPOLATIONS, path, labels=labels)
+            caption = "from one latent to another"
+            drawn[name] = contact_sheet({caption: images.flatten(0, 1)}, images_per_row=images.shape[1])
+        told = next((extractor for extractor in self.extractors if extractor.knows_classes), None)
+        if self.labels is None and told and (rows := interpolation.arithmetic(model, told)) is not None:
+            caption = "A, B, C and their averages; A - B + C"
+            drawn["latent_arithmetic"] = contact_sheet({caption: rows.flatten(0, 1)}, images_per_row=rows.shape[1])
+        return drawn
 
 
 class Disentanglement(Task):
