@@ -226,14 +226,14 @@ def _with_own_settings(
 
 def _by_column(report: EvaluationReport) -> dict[str, Metric]:
     """The model's metrics. A likelihood of 2 levels is none of 256, and one that was told the label is none that was
-    not, so these settings stand in a likelihood's name."""
+    not, so these settings stand in a likelihood's name; its note need not say the levels again."""
     settings = report.protocol.get("density", {})
-    conditions = f", {settings['levels']} levels" if "levels" in settings else ""
-    conditions += ", given the label" if settings.get("given") == "label" else ""
+    levels = f", {settings['levels']} levels" if "levels" in settings else ""
+    conditions = levels + (", given the label" if settings.get("given") == "label" else "")
+    own = [metric for metric in report.metrics if not BASELINE.fullmatch(metric.name)]
+    own = [metric.model_copy(update={"note": metric.note.removesuffix(levels)}) for metric in own]
     return {
-        f"{metric.name}{conditions}" if _axis_of(metric.name) == "density" else metric.name: metric
-        for metric in report.metrics
-        if not BASELINE.fullmatch(metric.name)
+        f"{metric.name}{conditions}" if _axis_of(metric.name) == "density" else metric.name: metric for metric in own
     }
 
 

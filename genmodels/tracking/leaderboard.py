@@ -142,7 +142,8 @@ def _axis_table(board: Leaderboard, columns: Sequence[Column]) -> tuple[list[str
             metric = contender.metrics[column.name]
             gap = "" if metric.gap_closed is None else f"{metric.gap_closed:.1%}"
             interval = f"{number(metric.low)} to {number(metric.high)}"
-            row = [place(column, contender), contender.label, number(metric.value), interval, number(metric.untrained)]
+            value = f"{number(metric.value)}{remark(metric)}"
+            row = [place(column, contender), contender.label, value, interval, number(metric.untrained)]
             rows.append([column.name if contender is judged[0] else "", *row, gap])
         references = {"real data": column.floor, **column.baselines}
         rows += [["", "", what, number(value), "", "", ""] for what, value in references.items() if value is not None]
@@ -154,6 +155,11 @@ def place(column: Column, contender: Contender) -> str:
     if contender.label not in column.places or len(column.places) == 1:
         return ""
     return f"{'=' if column.is_tied(contender.label) else ''}{column.places[contender.label]}"
+
+
+def remark(metric: Metric) -> str:
+    """What must be known to read a value, to stand behind it: that a likelihood is exact, or a lower bound."""
+    return f" ({metric.note})" if metric.note else ""
 
 
 def number(value: float | None) -> str:
@@ -210,7 +216,8 @@ def _score(column: Column, contender: Contender) -> str:
     metric = contender.metrics.get(column.name)
     if metric is None:
         return "–"
-    return f"{number(metric.value)} [{number(metric.low)}, {number(metric.high)}] {place(column, contender)}".rstrip()
+    interval = f"[{number(metric.low)}, {number(metric.high)}]"
+    return f"{number(metric.value)} {interval} {place(column, contender)}".rstrip() + remark(metric)
 
 
 def _goodness(metric: Metric) -> float:

@@ -95,6 +95,7 @@ def test_models_of_all_axes_are_ranked_on_those_they_were_judged_on(tracking: Se
     assert psnr.places == {"autoencoder v1": 1, "vae v1": 2}
     assert not psnr.is_tied("vae v1")
     assert bits.baselines == {"independent pixels": 4.0}
+    assert board.contenders[1].metrics[bits.name].note == "lower bound"  # the levels are in the column's name
     assert [contender.label for contender in board.contenders] == ["gan v1", "vae v1", "autoencoder v1"]
     gan, vae, autoencoder = board.contenders
     assert (gan.density, vae.density, autoencoder.density) == ("implicit", "explicit, approximate", "none")

@@ -14,6 +14,8 @@ from judged_version import evaluated, judged_version, metric, spec_of
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from genmodels.settings import Settings
+from genmodels.spec import Metric
+from genmodels.terminal import print_comparison
 from genmodels.tracking import leaderboard
 from genmodels.tracking.comparison import Column, Comparison, Contender, Leaderboard, compare
 from genmodels.tracking.registry import ModelVersion
@@ -150,26 +152,48 @@ def test_markdown_of_hostile_names_keeps_its_columns(written: str):
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(javascript", text)
 
 
+def contender(model: str, *metrics: Metric) -> Contender:
+    """Of which no registry knows."""
+    return Contender(
+        name=f"{model}.many",
+        version=1,
+        aliases=[],
+        model=model,
+        preset="demo",
+        seed=0,
+        density="implicit",
+        metrics={metric.name: metric for metric in metrics},
+        not_judged={},
+        parameters={},
+        workers=1,
+        shows="samples",
+        picture=None,
+        page="",
+    )
+
+
+def test_every_likelihood_says_whether_it_is_exact_or_a_bound(capsys: pytest.CaptureFixture[str]):
+    """In the table at a glance, which the command prints, in that of its axis, and on the page; a remark of nothing
+    leaves no brackets."""
+    notes = {"flow": "exact", "vae": "lower bound of 64 importance samples", "gan": ""}
+    models = [contender(name, metric("bits_per_dim", 2.0, note=note)) for name, note in notes.items()]
+    column = Column(name="bits_per_dim", axis="density", better="lower", floor=None, baselines={}, places={})
+    board = Leaderboard(protocol={}, columns=[column], contenders=models)
+    comparison = Comparison(dataset="many", leaderboards=[board], left_out={})
+    print_comparison(comparison)
+    glance = capsys.readouterr().out
+    of_axis = leaderboard.markdown(comparison).partition("### Density")[2]
+    page = leaderboard.page(comparison)
+    for note in filter(None, notes.values()):
+        assert f"2 [1.9, 2.1] ({note})" in glance
+        assert f"| 2 \\({note}\\) | 1.9 to 2.1 |" in of_axis
+        assert f'<small class="note">{note}</small>' in page
+    assert glance.count("(") == of_axis.count("\\(") == 2
+    assert page.count('class="note"') == 4  # two tables
+
+
 def test_a_note_that_is_too_long_for_mlflow_ends_with_a_whole_row():
-    many = [
-        Contender(
-            name=f"vae_{index}.many",
-            version=1,
-            aliases=[],
-            model=f"vae_{index}",
-            preset="demo",
-            seed=0,
-            density="implicit",
-            metrics={"fid": metric("fid", float(index))},
-            not_judged={},
-            parameters={},
-            workers=1,
-            shows="samples",
-            picture=None,
-            page="",
-        )
-        for index in range(200)
-    ]
+    many = [contender(f"vae_{index}", metric("fid", float(index))) for index in range(200)]
     places = {contender.label: 1 for contender in many}
     column = Column(name="fid", axis="generation", better="lower", floor=None, baselines={}, places=places)
     for count in (3, 200):
