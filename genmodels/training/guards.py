@@ -236,10 +236,10 @@ class Guards:
         self._measure()
 
     def not_finite(self, error: NonFiniteLoss) -> Alarm:
-        """The alarm that a loss raises which is not finite."""
-        spec = self.spec.divergence
-        facts = {"value": math.inf, "threshold": spec.threshold, "images": error.images, "action": spec.action}
-        return Alarm.model_validate({"guard": Divergence.name, "message": str(error), **facts})
+        """The alarm that a loss raises which is not finite: one infinitely many times as large as it was."""
+        [divergence] = (guard for guard in self._guards if isinstance(guard, Divergence))
+        divergence.value = math.inf
+        return divergence.alarm(error.images).model_copy(update={"message": str(error)})
 
     def state_dict(self) -> dict[str, Any]:
         """All that later looks depend on."""

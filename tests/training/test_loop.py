@@ -1,5 +1,6 @@
 """The loop on a real object store: checkpoints that survive, are pruned and passed over, and rollbacks."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from toy import Toy, engine, flat
 
 from genmodels.errors import DivergedError
-from genmodels.spec import Alarm
+from genmodels.spec import Alarm, GuardsSpec
 from genmodels.storage.objects import store
 from genmodels.training.checkpoints import Best, Checkpoints
 from genmodels.training.engine import Engine
@@ -29,6 +30,7 @@ class Notes:
         self.saved_before = saved_before  # what must be in the store before the next step
         self.grids: list[int] = []
         self.losses: list[Mapping[str, float]] = []
+        self.looks: list[tuple[int, float | None]] = []  # images shown, and how far a loss has diverged
         self.stop_after_images = stop_after_images
 
     def progress(self, engine: Engine, losses: Mapping[str, float], images_per_second: float) -> None:
@@ -42,6 +44,7 @@ class Notes:
             raise Interrupted
 
     def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
+        self.looks.append((engine.position.images, values.get("divergence")))
         self.alarms = list(alarms)
 
     def score(self, engine: Engine) -> float | None:
@@ -128,9 +131,14 @@ def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints:
             first_try = run.position.rollbacks == 0
             return terms if context.step != 30 or not first_try else type(terms)(terms.total * torch.nan, terms.terms)
 
-    run = engine(PoisonedOnce())
-    train(run, checkpoints)
+    run, notes = engine(PoisonedOnce(), guards=GuardsSpec(look_images=32)), Notes()
+    outcome = train(run, checkpoints, notes)
     assert run.finished and run.position.rollbacks == 1
+    first_try, second_try = [32, 64, 96, 128, 160, 192, 224, 240], [192, 224, 256, 288, 320, 320]
+    assert [images for images, _ in notes.looks] == first_try + second_try, "the second from the first stage's end on"
+    assert [images for images, divergence in notes.looks if divergence == math.inf] == [240]
+    assert [(alarm.guard, alarm.images, alarm.value) for alarm in notes.alarms] == [("divergence", 240, math.inf)]
+    assert math.isfinite(outcome.values["divergence"]), "of the weights that are kept"
     assert flat(run.model.state_dict()).isfinite().all()
     quiet = engine()
     train(quiet)
