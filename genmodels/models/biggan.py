@@ -27,8 +27,14 @@ from genmodels.nn.spectral_norm import SpectralConv2d, SpectralLinear, settle_po
 
 class Config(sagan.Config):
     """The defaults are the paper's for ImageNet at 128x128: 165,000 updates of the generator (table 1), with twice as
-    many of the discriminator. `cifar10` has the numbers of the author's PyTorch script, which does without attention,
-    chunks and the shared embedding."""
+    many of the discriminator.
+
+    `cifar10` has the numbers of the author's PyTorch script (`launch_cifar_ema.sh`): batch, learning rates, four
+    updates of the discriminator for one of the generator, no orthogonal penalty, 500 epochs of 50,000 images. Width,
+    latent, betas and the average's 0.9999 an update of the generator are its code's defaults. It does without
+    attention, chunks and the shared embedding, draws weights from N(0, 0.02) and averages from update 1,000 on; here
+    the networks and their first weights are the paper's, and the average begins at once, over fewer images.
+    """
 
     latent: int = Field(120, ge=1, description="size of the latent vector, in equal chunks for the layer and blocks")
     channels: int = Field(96, ge=8, description="base width, of which the blocks' are multiples")

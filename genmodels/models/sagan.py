@@ -40,7 +40,13 @@ SHAPES = {
 
 
 class Config(ClassConditionalConfig):
-    """The defaults are the paper's for ImageNet at 128x128: a million updates of each network."""
+    """The defaults are the paper's for ImageNet at 128x128: a million updates of each network.
+
+    The paper has no CIFAR-10. `cifar10` keeps its learning rates, one update each and Adam's betas; the batch of 64,
+    attention at 16x16 in both networks and no average are those of StudioGAN (`configs/CIFAR10/SAGAN.json`), which has
+    the same rates but betas (0.5, 0.999), weights that start orthogonal, a discriminator half as wide and a million
+    updates of each network, where ours are 200,000. Widths are those of Brock's code (`SHAPES`).
+    """
 
     resolution: int = Field(128, ge=8, le=256, description="a power of two")
     channels: int = Field(64, ge=8, description="base width, of which the blocks' are multiples")

@@ -6,7 +6,7 @@ from drawing import draws
 from pydantic import ValidationError
 from torch import nn
 
-from genmodels.models import build
+from genmodels.models import build, sagan
 from genmodels.models.base import DataInfo
 from genmodels.models.biggan import BigGAN, Config
 from genmodels.nn.spectral_norm import SpectralNorm
@@ -28,6 +28,55 @@ def test_parameter_counts_are_those_of_the_papers_networks():
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in model.networks().items()}
     assert counts == {"generator": 70_433_988, "discriminator": 87_982_370}
     assert counts["generator"] - model.generator.embedding.weight.numel() == 70_305_988
+
+
+def convolution(before: int, after: int, kernel: int) -> int:
+    return before * after * kernel**2 + after
+
+
+# Parameters of the networks for 32x32, layer by layer: all maps have 256 channels, of which attention takes 32 for
+# queries and keys and 128 for values.
+WIDTH = 256
+CONVOLUTIONS = 2 * convolution(WIDTH, WIDTH, 3)  # of a residual block
+SHORTCUT = convolution(WIDTH, WIDTH, 1)
+ATTENTION = WIDTH * (32 + 32 + 128) + 128 * WIDTH + 1
+TO_IMAGE = 2 * WIDTH + convolution(WIDTH, 3, 3)  # and the last batch norm
+FIRST_BLOCK = convolution(3, WIDTH, 3) + convolution(WIDTH, WIDTH, 3) + convolution(3, WIDTH, 1)
+DISCRIMINATOR = FIRST_BLOCK + 3 * CONVOLUTIONS + SHORTCUT + ATTENTION + (WIDTH + 1) + 10 * WIDTH
+SAGAN_NORMS = 2 * 2 * 10 * WIDTH  # a scale and a shift for each of ten classes
+SAGAN_GENERATOR = (128 + 1) * 16 * WIDTH + 3 * (CONVOLUTIONS + SHORTCUT + SAGAN_NORMS) + ATTENTION + TO_IMAGE
+BIGGAN_NORMS = 2 * 2 * (128 + 32) * WIDTH  # from the embedded class beside a quarter of the latent
+BIGGAN_GENERATOR = (
+    10 * 128 + (32 + 1) * 16 * WIDTH + 3 * (CONVOLUTIONS + SHORTCUT + BIGGAN_NORMS) + ATTENTION + TO_IMAGE
+)
+
+
+@pytest.mark.parametrize(
+    ("network", "generator", "rates", "betas", "updates", "discriminator_steps", "batch", "decay"),
+    [
+        (sagan.SAGAN, SAGAN_GENERATOR, (1e-4, 4e-4), (0.0, 0.9), 200_000, 1, 64, None),
+        (BigGAN, BIGGAN_GENERATOR, (2e-4, 2e-4), (0.0, 0.999), 125_000, 4, 50, 0.9999),
+    ],
+    ids=["sagan", "biggan"],
+)
+def test_the_presets_for_cifar10(network, generator, rates, betas, updates, discriminator_steps, batch, decay):
+    """Rates of the generator and the discriminator, updates of the generator, and its average's decay in one."""
+    with torch.device("meta"):
+        model = network(network.Config.preset("cifar10"), DataInfo(channels=3, classes=10))
+    counts = {name: sum(p.numel() for p in players.parameters()) for name, players in model.networks().items()}
+    assert counts == {"generator": generator, "discriminator": DISCRIMINATOR}
+    (stage,) = model.stages
+    assert stage.batch_images == batch
+    assert stage.images == updates * discriminator_steps * batch
+    players = {update.name: update for update in model.updates(stage)}
+    assert (players["discriminator"].interval_steps, players["generator"].interval_steps) == (1, discriminator_steps)
+    adams = players["generator"].optimizer, players["discriminator"].optimizer
+    assert tuple(adam.learning_rate for adam in adams) == rates
+    assert [adam.betas for adam in adams] == [betas, betas]
+    if decay is None:
+        assert model.ema is None
+    else:
+        assert 0.5 ** (discriminator_steps * batch / model.ema.half_life_images) == pytest.approx(decay, abs=1e-6)
 
 
 @pytest.mark.parametrize(("preset", "chunk"), [("paper", 20), ("paper_256", 20), ("cifar10", 32)])
