@@ -26,9 +26,9 @@ from genmodels.evaluation.extractors import (
 from genmodels.evaluation.tasks import tasks_of
 from genmodels.evaluation.tasks.base import Looks
 from genmodels.jobs import started_by
-from genmodels.spec import EvaluationReport, Metric, Progress, Record, RunSpec, digest
+from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, digest
 from genmodels.steps.costs import metered
-from genmodels.steps.reports import ProgressWriter, folder, load_report, progress_key, save_report
+from genmodels.steps.reports import Tracker, folder, load_report, progress_key, save_report
 from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store
 
@@ -204,32 +204,6 @@ def _measure(spec: RunSpec, part: Part, tracker: Any, started_by: str) -> Measur
 def _evaluation(spec: str) -> Evaluation:
     """One for all the parts that a process is given."""
     return Evaluation(RunSpec.model_validate_json(spec))
-
-
-class Tracker:
-    """Counts looks at images, each made or measured once, as the step's progress."""
-
-    def __init__(self, key: str, total: int = 0):
-        self.total = total
-        self._write = ProgressWriter(key)
-        self._last: Progress | None = None
-        self._done, self._started = 0, time.monotonic()
-
-    def count(self, stage: str, images: int) -> None:
-        self._done += images
-        self.tell(stage, self._done, self.total, self._done / max(time.monotonic() - self._started, 1e-3))
-
-    def train_classifier(self, done: int, total: int) -> None:
-        self.tell("train classifier", done, total, done / max(time.monotonic() - self._started, 1e-3))
-
-    def tell(self, stage: str, done: int, total: int, per_second: float) -> None:
-        self._last = Progress(step="evaluate", stage=stage, done=done, total=total, per_second=per_second)
-        self._write(self._last)
-
-    def close(self) -> None:
-        """Leaves the last progress."""
-        self._write.close(self._last)
-        self._last = None
 
 
 def _extractors(

@@ -157,3 +157,34 @@ class ProgressWriter:
             store().put_record(self._key, progress)
         except GenmodelsError as error:
             log.warning("Progress was not written: %s", error)
+
+
+class Tracker:
+    """Counts an evaluation's looks at images, each made or measured once, as its progress.
+
+    Args:
+        key: from `progress_key`.
+        total: looks in all.
+    """
+
+    def __init__(self, key: str, total: int = 0):
+        self.total = total
+        self._write = ProgressWriter(key)
+        self._last: Progress | None = None
+        self._done, self._started = 0, time.monotonic()
+
+    def count(self, stage: str, images: int) -> None:
+        self._done += images
+        self.tell(stage, self._done, self.total, self._done / max(time.monotonic() - self._started, 1e-3))
+
+    def train_classifier(self, done: int, total: int) -> None:
+        self.tell("train classifier", done, total, done / max(time.monotonic() - self._started, 1e-3))
+
+    def tell(self, stage: str, done: int, total: int, per_second: float) -> None:
+        self._last = Progress(step="evaluate", stage=stage, done=done, total=total, per_second=per_second)
+        self._write(self._last)
+
+    def close(self) -> None:
+        """Leaves the last progress."""
+        self._write.close(self._last)
+        self._last = None
