@@ -1,7 +1,11 @@
 """Vector quantisation: nearest codes, averages, codes that start again, and the gradient that goes straight through."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from genmodels.nn.codebook import Codebook, as_rows, perplexity, straight_through
@@ -95,23 +99,35 @@ def test_micro_batches_move_it_like_the_whole_batch():
     torch.testing.assert_close(parts.vectors, whole.vectors)
 
 
-def observed_by_worker(rank: int, maps: Tensor) -> Tensor:
-    """What one of two workers adds up with the other."""
-    workers, given = Workers(), []
-    workers.rank, workers.size = rank, 2
-    workers.sum = lambda tensor: (given.append(tensor), tensor)[1]  # type: ignore[method-assign]
-    book = codebook()
-    book.observe(maps, book(maps), uniform(), workers)
-    return given[0]
+def vectors_of_training(workers: Workers) -> Tensor:
+    """Of the codebook after each of three updates by a worker's share of the maps; three codes are dead at first."""
+    book, after = codebook(restart_below=0.1), []
+    book.vectors[:3], book.counts[:3] = 100.0, 1e-3
+    for step in range(3):
+        maps = reals(4, SIZE, 3, 3, seed=step).chunk(workers.size)[workers.rank]
+        book.observe(maps, book(maps), uniform(), workers)
+        book.update()
+        after.append(book.vectors.clone())
+    return torch.stack(after)
 
 
-def test_two_workers_find_what_one_finds():
-    """Counts, sums, and the vectors that codes would start again from."""
-    maps, alone = reals(4, SIZE, 3, 3), codebook()
-    alone.observe(maps, alone(maps), uniform(), Workers())
-    together = sum(observed_by_worker(rank, half) for rank, half in enumerate(maps.chunk(2)))
-    torch.testing.assert_close(together, torch.cat((alone.seen, alone.candidates), dim=1))
-    assert torch.equal(alone.candidates, as_rows(maps)[(uniform() * 36).long()])
+def work(rank: int, size: int, folder: str) -> None:
+    """The body of one spawned worker; leaves its vectors in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{folder}/rendezvous")
+    torch.save(vectors_of_training(Workers()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_train_the_codebook_of_one(tmp_path: Path):
+    """Dead codes start again from vectors that the second, the first and the second saw, of 18 each."""
+    mp.spawn(work, (2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone, places = vectors_of_training(Workers()), (uniform()[:3] * 36).long()
+    assert places.tolist() == [29, 4, 32]
+    torch.testing.assert_close(alone[0, :3], as_rows(reals(4, SIZE, 3, 3))[places])
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=0, atol=1e-6)
 
 
 def test_dead_codes_start_again_from_vectors_of_the_encoder():
