@@ -5,6 +5,7 @@ The images are what is rounded to the model's `levels`, so likelihoods of differ
 
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,20 +18,41 @@ SEED = 0
 CHUNK = 4096  # pixels whose frequencies are counted at a time
 
 
-@torch.inference_mode()
+@runtime_checkable
+class HasElbo(ScoresDensity, Protocol):
+    """Whose `log_likelihood` is a tighter bound than the evidence lower bound, which it is trained by."""
+
+    def elbo(self, images: Tensor, *, generator: torch.Generator) -> Tensor: ...
+
+
 def nats(model: ScoresDensity, images: Tensor, *, labels: Tensor | None, progress: Callable[[int], None]) -> Tensor:
     """-ln P of each of (N, C, R, R) uint8 images, (N,) float64; given their classes, (N,), if the model takes any.
 
     `progress` is told how many more are done.
     """
-    device = device_of(model)
+    return _nats(model.log_likelihood, images, device_of(model), labels, progress)
+
+
+def elbo_nats(model: HasElbo, images: Tensor, *, progress: Callable[[int], None]) -> Tensor:
+    """The same by the ELBO. It exceeds the exact value by the divergence of q(z|x) from p(z|x), and so the tighter
+    bound by no more than that."""
+    return _nats(model.elbo, images, device_of(model), None, progress)
+
+
+@torch.inference_mode()
+def _nats(
+    score: Callable[..., Tensor],
+    images: Tensor,
+    device: torch.device,
+    labels: Tensor | None,
+    progress: Callable[[int], None],
+) -> Tensor:
     generator = torch.Generator(device).manual_seed(SEED)
     found = []
     for rows in batches(len(images), images.shape[-1]):
         given = {} if labels is None else {"labels": labels[rows].to(device)}
-        log_likelihood = model.log_likelihood(scaled(images[rows].to(device)), generator=generator, **given)
-        found.append(-log_likelihood.double().cpu())
-        progress(len(log_likelihood))
+        found.append(-score(scaled(images[rows].to(device)), generator=generator, **given).double().cpu())
+        progress(len(found[-1]))
     return torch.cat(found)
 
 

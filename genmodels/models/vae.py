@@ -101,8 +101,16 @@ class VAE(AutoencodingModel):
             log_p = discretised(distribution, pixels, decoded, self.log_scale, self.levels)
         return log_p.sum(dim=(1, 2, 3))
 
-    @torch.no_grad()
     def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The bound of ln p(x) by `iwae_samples`, in nats: (B, C, H, W) -> (B,)."""
+        return self._bound(images, self.config.iwae_samples, generator)
+
+    def elbo(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
+        """The bound by one sample, which is the ELBO in the mean, whatever beta is: (B, C, H, W) -> (B,)."""
+        return self._bound(images, 1, generator)
+
+    @torch.no_grad()
+    def _bound(self, images: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         """The importance-weighted bound of ln p(x), in nats: (B, C, H, W) -> (B,) (Burda et al. 2016, eq. 8)."""
         pixels = to_levels(images, self.levels)
         mean, log_variance = self._posterior(pixels)
@@ -114,11 +122,11 @@ class VAE(AutoencodingModel):
 
         at_a_time = max(1, DECODED_PIXELS // pixels.numel())
         log_weights = []
-        for start in range(0, self.config.iwae_samples, at_a_time):
-            samples = min(at_a_time, self.config.iwae_samples - start)
-            noise = torch.randn(samples, *mean.shape, generator=generator, device=generator.device).to(mean.device)
+        for start in range(0, samples, at_a_time):
+            shape = min(at_a_time, samples - start), *mean.shape
+            noise = torch.randn(shape, generator=generator, device=generator.device).to(mean.device)
             log_weights.append(importance_log_weights(log_joint, mean, log_variance, noise))
-        return torch.cat(log_weights).logsumexp(dim=0) - math.log(self.config.iwae_samples)
+        return torch.cat(log_weights).logsumexp(dim=0) - math.log(samples)
 
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n latents, (n, Z)."""

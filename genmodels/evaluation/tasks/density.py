@@ -31,17 +31,25 @@ class Likelihood(Task):
 
     def __init__(self, model: ScoresDensity, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
-        self.looks = reals.count(manifest)
-        self.real, self.others = images_of(test, manifest, self.looks), images_of(train, manifest, self.looks)
-        self.labels = labels_of(test, self.looks) if conditional(model) else None
+        count, has_elbo = reals.count(manifest), isinstance(model, density.HasElbo)
+        self.looks = count * (2 if has_elbo else 1)
+        self.real, self.others = images_of(test, manifest, count), images_of(train, manifest, count)
+        self.labels = labels_of(test, count) if conditional(model) else None
         self.levels, self.likelihood = model.levels, model.likelihood
         settings = {"levels": self.levels, "likelihood": self.likelihood, "seed": density.SEED}
         self.protocol = {"density": settings | {"given": "label" if conditional(model) else "nothing"}}
+        if has_elbo:
+            self.protocol["elbo"] = "one sample an image"
 
     def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, ScoresDensity)
-        nats = density.nats(model, self.real, labels=self.labels, progress=partial(progress, "score"))
-        return Judged(self._scores(nats, self.likelihood, replicates), dict)
+        told = partial(progress, "score")
+        nats = density.nats(model, self.real, labels=self.labels, progress=told)
+        scores = self._scores(nats, self.likelihood, replicates)
+        if isinstance(model, density.HasElbo):
+            elbo = density.elbo_nats(model, self.real, progress=told)
+            scores["elbo_nats"] = self._score(elbo, "lower bound, the ELBO", replicates)
+        return Judged(scores, dict)
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         nats = density.independent_pixels(self.others, self.real, self.levels)
@@ -51,6 +59,9 @@ class Likelihood(Task):
     def _scores(self, nats: Tensor, likelihood: str, replicates: int) -> dict[str, Estimate]:
         bits = density.bits_per_dim(nats, self.real[0].numel())
         return {
-            name: replace(mean(values, replicates), note=f"{likelihood}, {self.levels} levels")
+            name: self._score(values, likelihood, replicates)
             for name, values in (("bits_per_dim", bits), ("nats", nats))
         }
+
+    def _score(self, values: Tensor, likelihood: str, replicates: int) -> Estimate:
+        return replace(mean(values, replicates), note=f"{likelihood}, {self.levels} levels")
