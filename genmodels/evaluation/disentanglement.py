@@ -30,6 +30,11 @@ class Coded:
     factors: Mapping[str, Tensor]
 
 
+def perfect(factors: Mapping[str, Tensor]) -> Coded:
+    """A code that is the factors, in a dimension each."""
+    return Coded(torch.stack([*factors.values()], dim=1).double(), factors)
+
+
 def disentanglement(
     learnt: Coded, judged: Coded, *, unordered: str, generator: torch.Generator, replicates: int = REPLICATES
 ) -> dict[str, Estimate]:

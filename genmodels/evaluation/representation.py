@@ -107,6 +107,13 @@ def matched(clusters: Tensor, labels: Tensor) -> Tensor:
     return of_class[clusters] == labels
 
 
+def best_cluster_accuracy(labels: Tensor, clusters: int) -> float:
+    """Of clusters that are classes (N,) without a mistake: 1, or where there are fewer clusters than classes the share
+    of the most frequent classes."""
+    counts = labels.bincount()
+    return float(counts.topk(min(clusters, len(counts))).values.sum() / len(labels))
+
+
 def pixel_clusters(learnt: Tensor, images: Tensor, clusters: int) -> Tensor:
     """The cluster of each of (N, C, R, R) uint8 images, (N,) int64, if k-means of other images makes them."""
     from sklearn.cluster import KMeans  # takes seconds

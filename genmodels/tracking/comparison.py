@@ -70,7 +70,7 @@ class Column(Record):
     name: str = Field(description="the metric's; of a likelihood with what else must be equal to compare it")
     axis: Axis
     better: Literal["lower", "higher"]
-    floor: float | None = Field(description="the same measure of real data")
+    floor: float | None = Field(description="the same measure of real data, or of perfect codes")
     baselines: dict[str, float] = Field(description="the same measure where no model is needed, by what took its place")
     places: dict[str, int] = Field(description="by label: 1 + how many are better beyond the noise; equal where tied")
 

@@ -65,6 +65,16 @@ def test_a_code_that_is_the_factors_has_the_highest_scores():
         assert found[name] == pytest.approx(1, abs=0.02), name
 
 
+def test_the_factors_themselves_are_a_perfect_code_of_which_20_bins_see_20_values():
+    """40 equally frequent values fall into 20 bins by twos: ln 20 of ln 40 nats are found."""
+    code = disentanglement.perfect(
+        {"orientation": torch.arange(40).repeat(5), "x": torch.arange(5).repeat_interleave(40)}
+    )
+    ones = torch.ones(1, 200, dtype=torch.float64)
+    assert mutual_information_gap(code, ones).item() == pytest.approx((math.log(20) / math.log(40) + 1) / 2)
+    assert separated_attribute_predictability(code, code, ones, unordered="none").item() == pytest.approx(1)
+
+
 def test_a_rotation_of_it_knows_as_much_and_has_lower_scores():
     found = scores("turned")
     assert found["mig"] < 0.3

@@ -90,6 +90,16 @@ def test_with_more_clusters_than_classes_some_stand_for_none_and_with_fewer_some
     assert representation.matched(torch.zeros(6).long(), labels).sum() == 3
 
 
+@pytest.mark.parametrize("clusters", [1, 2, 3, 5])
+def test_the_best_accuracy_of_clusters_is_that_of_the_classes_with_the_rarest_merged_or_not(clusters: int):
+    labels = torch.tensor([0] * 5 + [1] * 2 + [2] * 3)
+    best = representation.best_cluster_accuracy(labels, clusters)
+    assert best == pytest.approx({1: 0.5, 2: 0.8}.get(clusters, 1.0))
+    most_frequent_first = torch.tensor([0, 2, 1])[labels]
+    found = representation.matched(most_frequent_first.clamp(max=clusters - 1), labels)
+    assert found.double().mean() == pytest.approx(best)
+
+
 def test_pixels_of_distant_classes_are_clustered_without_a_mistake():
     labels = torch.arange(3).repeat(20)
     noise = torch.randint(0, 40, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -79,7 +79,12 @@ class Representation(Task):
         return Judged(scores, partial(self._pictures, model, codes, made))
 
     def floor(self, progress: Looks) -> dict[str, Estimate]:
-        return {"reconstruction_ssim": exactly(1.0)} | ({"prior_mmd": exactly(0.0)} if self.has_prior else {})
+        known = {"reconstruction_psnr": representation.HIGHEST_PSNR, "reconstruction_ssim": 1.0}
+        if self.labelled:  # by a code that holds the class
+            known |= {"linear_probe_accuracy": 1.0, "nearest_neighbour_accuracy": 1.0}
+        if self.has_prior:
+            known["prior_mmd"] = 0.0
+        return {name: exactly(value) for name, value in known.items()}
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         if not self.labelled:
@@ -185,11 +190,21 @@ class Disentanglement(Task):
             disentanglement.Coded(representation.codes_of(model, images, told), self.factors[split])
             for split, images in self.images.items()
         )
+        return Judged(self._scores(learnt, judged, replicates), dict)
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        """Those of the factors themselves, a dimension each. Not all are 1: of the class other dimensions guess a share
+        right, which SAP subtracts, and MIG's 20 bins tell no more values apart."""
+        learnt, judged = map(disentanglement.perfect, (self.factors["train"], self.factors["test"]))
+        return self._scores(learnt, judged, replicates=0)
+
+    def _scores(
+        self, learnt: disentanglement.Coded, judged: disentanglement.Coded, replicates: int
+    ) -> dict[str, Estimate]:
         generator = torch.Generator().manual_seed(measures.SEED)
-        scores = disentanglement.disentanglement(
+        return disentanglement.disentanglement(
             learnt, judged, unordered=CLASS, generator=generator, replicates=replicates
         )
-        return Judged(scores, dict)
 
 
 class Clustering(Task):
@@ -213,6 +228,9 @@ class Clustering(Task):
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         found = representation.pixel_clusters(self.others, self.real, self.clusters)
         return {"cluster_accuracy_of_pixels": self._accuracy(found, replicates)}
+
+    def floor(self, progress: Looks) -> dict[str, Estimate]:
+        return {"cluster_accuracy": exactly(representation.best_cluster_accuracy(self.labels, self.clusters))}
 
     def _accuracy(self, clusters: Tensor, replicates: int) -> Estimate:
         return replace(mean(representation.matched(clusters, self.labels), replicates), better="higher")
