@@ -1,11 +1,12 @@
-"""Two workers with half the batch each make the gradients of one with the whole, for every update of every model."""
+"""Two workers with half the batch each make the gradients of one with the whole, for every update of every model,
+and come to the same singular vectors."""
 
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from replicas import Gradients, gradients, run
+from replicas import Replica, gradients, replica, run
 
 STEPS = 3
 SMALL_GROWING = {
@@ -118,7 +119,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Gradients]]]:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Replica]]:
     """What each of two workers saw, in every case."""
     folder = tmp_path_factory.mktemp("workers")
     mp.spawn(run, (2, str(folder), CASES, STEPS), nprocs=2)  # type: ignore[attr-defined]
@@ -126,8 +127,8 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Gra
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_workers_make_the_gradients_of_one(case: str, workers: list[dict[str, list[Gradients]]]):
-    first, second = (worker[case] for worker in workers)
+def test_two_workers_make_the_gradients_of_one(case: str, workers: list[dict[str, Replica]]):
+    first, second = (worker[case]["gradients"] for worker in workers)
     alone = gradients(*CASES[case], STEPS)
     for step in range(STEPS):
         for update, expected in alone[step].items():
@@ -137,3 +138,15 @@ def test_two_workers_make_the_gradients_of_one(case: str, workers: list[dict[str
             # Later steps start from weights that rounding has already set apart; Adam turns 1e-7 into more than 1e-5.
             tolerance = 1e-5 if step == 0 else 1e-3
             assert (together - whole).norm() <= tolerance * whole.norm(), f"{update}, step {step}"
+
+
+@pytest.mark.parametrize(("case", "layers"), [("sngan", 11), ("sagan", 9 + 11), ("biggan", 13 + 11)])
+def test_power_iterations_of_two_workers_do_not_drift_apart(case: str, layers: int, workers: list[dict[str, Replica]]):
+    """A left and a right singular vector for each layer, of the generator and of the discriminator."""
+    first, second = (worker[case]["singular_vectors"] for worker in workers)
+    before, alone = (replica(*CASES[case], steps)["singular_vectors"] for steps in (0, STEPS))
+    assert len(first) == 2 * layers
+    for name, vector in first.items():
+        assert torch.equal(vector, second[name]), f"the workers disagree about {name}"
+        torch.testing.assert_close(vector, alone[name], rtol=0, atol=1e-4)
+        assert len(vector) == 1 or not torch.equal(vector, before[name]), f"{name} stood still"
