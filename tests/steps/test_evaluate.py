@@ -265,6 +265,7 @@ def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_de
     assert 0 < independent.value < min(bits.value, math.log2(17))
     assert independent.note == "exact, 17 levels"
     assert metrics["prior_mmd"].floor == 0
+    assert metrics["prior_mmd"].note.endswith("if codes follow the prior")
     assert 0 <= metrics["active_units"].value <= 10
     assert metrics["active_units"].note == "of 10"
     assert metrics["perceptual_path_length_classifier"].value > 0

@@ -12,7 +12,7 @@ from genmodels.data.manifest import Manifest, factor_column
 from genmodels.evaluation import disentanglement, interpolation, measures, pictures, reals, representation
 from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.extractors import Extractor
-from genmodels.evaluation.kernel import prior_mmd
+from genmodels.evaluation.kernel import PERMUTATIONS, prior_mmd
 from genmodels.evaluation.pictures import contact_sheet
 from genmodels.evaluation.tasks.base import (
     SHEET_IMAGES,
@@ -57,6 +57,8 @@ class Representation(Task):
                 "seed": representation.SEED,
             }
         }
+        if self.has_prior:
+            self.protocol["prior_mmd"] = {"permutations": PERMUTATIONS}
 
     def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, Encodes)
