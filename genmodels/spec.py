@@ -193,7 +193,7 @@ class Metric(Record):
     value: float
     low: float = Field(description="lower end of the bootstrap interval")
     high: float
-    floor: float | None = Field(None, description="the same measure of real against held-out real images")
+    floor: float | None = Field(None, description="the same measure of real against held-out real images, or of perfect codes")
     untrained: float | None = Field(None, description="the same measure of the untrained model")
     better: Literal["lower", "higher"] = "lower"
     note: str = Field("", description="what must be known to read it: of a likelihood, exact or a lower bound")
@@ -220,7 +220,8 @@ class EvaluationReport(Record):
     """What `evaluate` leaves behind. Of the metrics there are those that the model, by what it can, and the data allow;
     E is the name of a feature extractor, `classifier` or `inception`, R the side of images, D a domain.
 
-    - density: `bits_per_dim` and `nats`, whose note says exact or of which bound; both also `_of_independent_pixels`.
+    - density: `bits_per_dim` and `nats`, whose note says exact or of which bound; both also `_of_independent_pixels`;
+      `elbo_nats` where there is a tighter bound.
     - generation: `sliced_wasserstein`, `sliced_wasserstein_R`, `fid_E`, `kid_E`, `precision_E`, `recall_E`,
       `density_E`, `coverage_E`, `label_agreement_E`, `ms_ssim_N_scales`, `training_distance_ratio`. Of translations
       `sliced_wasserstein_absolute`, alone and `_untranslated`; with the ending `_to_D` that of each R and what is named
