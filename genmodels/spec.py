@@ -193,7 +193,7 @@ class Metric(Record):
     value: float
     low: float = Field(description="lower end of the bootstrap interval")
     high: float
-    floor: float | None = Field(None, description="the same measure of real against held-out real images, or of perfect codes")
+    floor: float | None = Field(None, description="the same of real against held-out real images, or of perfect codes")
     untrained: float | None = Field(None, description="the same measure of the untrained model")
     better: Literal["lower", "higher"] = "lower"
     note: str = Field("", description="what must be known to read it: of a likelihood, exact or a lower bound")
