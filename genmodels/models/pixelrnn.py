@@ -34,7 +34,7 @@ class Config(AutoregressiveConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "mnist": {"levels": 2, "features": 16, "layers": 7, "head_features": 32},  # section 5.3, binarised
-        "cpu": {  # the same by the LSTM that is faster on a CPU; binarised 32x32: 35 minutes on two cores
+        "cpu": {  # the same by the LSTM that is faster on a CPU; for binarised 32x32
             "recurrence": "row_lstm",
             "levels": 2,
             "features": 16,
@@ -109,16 +109,20 @@ class RowLSTM(nn.Module):
         return self.lstm(inputs, inputs.new_ones(inputs.shape[2:]))
 
     def told(self, memory: Tensor) -> Tensor:
+        """The row above as it is remembered, (B, 2F, W) -> what it says to the gates, and its cells: (B, 5F, W)."""
         hidden, cell = memory.chunk(2, dim=1)
         return torch.cat((self.lstm.told(hidden), cell), dim=1)
 
     def step(self, x: Tensor, told: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A pixel (B, 2F), what it is told (B, 5F), and what is kept of the one to its left (B, 2F) -> its output, (B,
+        F), what is kept of it for the one to its right, and what for `remember`."""
         inputs = self.input_to_state(torch.stack((left, x), dim=2)[:, :, None]).flatten(1)
         gates, cell = told.split([inputs.shape[1], told.shape[1] - inputs.shape[1]], dim=1)
         hidden, cell = lstm(inputs + gates, cell)
         return hidden, x, torch.cat((hidden, cell), dim=1)
 
     def remember(self, drawn: Tensor, memory: Tensor) -> Tensor:
+        """What `step` left of a whole row, and the memory of the row above -> the memory of the row, (B, 2F, W)."""
         return drawn
 
 
@@ -169,10 +173,12 @@ class DiagonalBiLSTM(nn.Module):
         return self.from_left(x) + F.pad(self.from_right(x.flip(3)).flip(3), (0, 0, 1, -1))
 
     def told(self, memory: Tensor) -> Tensor:
+        """As in `RowLSTM`; in the cells' place what the right one says."""
         hidden, said_by_right = memory.chunk(2, dim=1)
         return torch.cat((self.from_left.told(hidden), said_by_right), dim=1)
 
     def step(self, x: Tensor, told: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `RowLSTM`."""
         features = x.shape[1] // 2
         gates, said_by_right = told.split([4 * features, features], dim=1)
         state = self.from_left.step(x, gates, left)
@@ -180,6 +186,7 @@ class DiagonalBiLSTM(nn.Module):
         return hidden + said_by_right, state, torch.cat((hidden, x), dim=1)
 
     def remember(self, drawn: Tensor, memory: Tensor) -> Tensor:
+        """As in `RowLSTM`: only now, with the row complete, can the right one go along it."""
         _, right_above = memory.chunk(2, dim=1)
         hidden, x = drawn.tensor_split([right_above.shape[1]], dim=1)
         told, size = self.from_right.told(right_above), drawn.shape[2]
