@@ -41,7 +41,7 @@ def path_lengths(
     for rows in batches(paths, resolution):
         count = rows.stop - rows.start
         start, end = (model.prior(count, generator=generator) for _ in range(2))
-        place = torch.rand(count, 1, generator=generator, device=start.device) * (1 - STEP)
+        place = torch.rand(count, 1, generator=generator, device=start.device, dtype=start.dtype) * (1 - STEP)
         given = {} if labels is None else {"labels": labels[rows].to(start.device)}
         images = [model.decode(spherical(start, end, share), **given) for share in (place, place + STEP)]
         for extractor, found in zip(extractors, lengths, strict=True):

@@ -1,15 +1,17 @@
 """Paths of known length, and models whose samples are decoded from their prior."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.image import perceptual_path_length
 
 from genmodels.evaluation.extractors import Extractor
-from genmodels.evaluation.interpolation import WALK_IMAGES, Path, arithmetic, path_lengths, spherical, walks
+from genmodels.evaluation.interpolation import STEP, WALK_IMAGES, Path, arithmetic, path_lengths, spherical, walks
 from genmodels.models import MODELS, build
 from genmodels.models.base import DataInfo, FromLatents
 
@@ -65,6 +67,105 @@ def test_the_path_on_a_circle_is_its_angle():
     assert counted == [50]
     (labelled,) = path_lengths(model, [PIXELS], 50, resolution=8, labels=torch.arange(50), progress=counted.append)
     torch.testing.assert_close(labelled, (1 + torch.arange(50)) ** 2 * once, rtol=1e-2, atol=1e-3)
+
+
+class Decoder(nn.Module):
+    """A small network in double precision, so that what is left of a small step is not rounding."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3 * 4 * 4), nn.Tanh()).double()
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+        return self.decode(self.prior(n, generator=generator))
+
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, 6, generator=generator, dtype=torch.float64)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.network(codes).view(-1, 3, 4, 4)
+
+
+class Given(nn.Module):
+    """For torchmetrics: what it samples are these latents one after the other, and images, in 0..255, are made of any
+    by `decode`."""
+
+    def __init__(self, latents: list[Tensor], decode: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.latents, self.decode = latents, decode
+
+    def sample(self, num_samples: int) -> Tensor:
+        return self.latents.pop(0)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (self.decode(latents) + 1) * 127.5
+
+
+class Distance(nn.Module):
+    """For torchmetrics: a distance of two images in the place of LPIPS."""
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.distance = distance
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.distance(one, other)
+
+
+def test_path_lengths_are_torchmetrics_of_the_same_draws():
+    """Its latents are here both ends and the place of a path and how far to move the place, of which its interpolation
+    moves the last. It is told to leave no path out, as it does with the longest and shortest hundredth."""
+
+    def between(latents: Tensor) -> Tensor:
+        start, end, place, moved = latents.split((6, 6, 1, 1), dim=1)
+        return model.decode(spherical(start, end, place + moved))
+
+    model = Decoder()
+    projection = torch.randn(48, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    extractor = replace(PIXELS, network=lambda images: (images.flatten(1) @ projection).tanh())
+    (ours,) = path_lengths(model, [extractor], 100, resolution=4, labels=None, progress=lambda n: None)
+    generator = torch.Generator().manual_seed(0)
+    start, end = (model.prior(100, generator=generator) for _ in range(2))
+    place = torch.rand(100, 1, generator=generator, dtype=torch.float64) * (1 - STEP)
+    latents = [torch.cat((start, end, place, torch.full_like(place, moved)), dim=1) for moved in (0.0, 1.0)]
+    mean, _, theirs = perceptual_path_length(
+        Given(latents, between),  # type: ignore[arg-type]
+        num_samples=100,
+        epsilon=STEP,
+        resize=None,
+        lower_discard=None,
+        upper_discard=None,
+        sim_net=Distance(lambda one, other: (extractor(one) - extractor(other)).square().sum(dim=1)),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    assert mean.item() == pytest.approx(ours.mean().item(), rel=1e-6)
+    assert ours.std() > 0.1 * ours.mean(), "they differ from path to path"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_great_circle_is_that_of_torchmetrics(share: float):
+    """What it decodes is shown to its distance, and is here the latents themselves."""
+    start, end = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = spherical(start, end, torch.full((20, 1), share, dtype=torch.float64))
+    compared = []
+
+    def seen(one: Tensor, other: Tensor) -> Tensor:
+        compared.append((one, other))
+        return one.sum(dim=1)
+
+    perceptual_path_length(
+        Given([start, end], lambda latents: latents),  # type: ignore[arg-type]
+        num_samples=20,
+        interpolation_method="slerp_any",
+        epsilon=share,
+        resize=None,
+        sim_net=Distance(seen),
+    )
+    [(one, other)] = compared
+    torch.testing.assert_close(one, start)
+    torch.testing.assert_close(other, expected)
 
 
 def test_a_great_circle_goes_through_the_middle_and_keeps_to_its_ends():

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torch.nn import functional as F
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from genmodels.evaluation import ms_ssim
 
@@ -60,6 +64,44 @@ def test_one_scale_is_torchmetrics_ssim_away_from_its_padding():
     ours, _ = ms_ssim._similarity(x.float(), y.float())
     _, full = structural_similarity_index_measure(x.float(), y.float(), data_range=255.0, return_full_image=True)
     torch.testing.assert_close(ours, full[:, :, 5:-5, 5:-5].mean(dim=(1, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resolution", "count"), [(192, 5), (104, 4), (44, 3)])
+def test_it_is_torchmetrics_but_for_the_border_of_the_coarsest_scale(resolution: int, count: int):
+    """There torchmetrics also takes windows that reach over the edge, filled up with the image's reflection; of the
+    other scales it takes, as we do, those that lie within. So its terms are held against ours with the last one cut out
+    of its map, where it has nothing of the reflection."""
+    x, y = pair(resolution, n=4)
+    assert ms_ssim.scales(resolution) == count
+    whole = 1 if count == 5 else sum(ms_ssim.WEIGHTS[:count])
+    weights = [weight / whole for weight in ms_ssim.WEIGHTS[:count]]
+    finer = multiscale_structural_similarity_index_measure(
+        x.float(), y.float(), data_range=255.0, betas=(*weights[:-1], 0.0), reduction="none"
+    )
+    coarsest = (F.avg_pool2d(images.float(), 2 ** (count - 1)) for images in (x, y))
+    _, full = structural_similarity_index_measure(*coarsest, data_range=255.0, return_full_image=True)
+    last = torch.as_tensor(full)[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).clamp_min(0) ** weights[-1]
+    torch.testing.assert_close(ms_ssim.ms_ssim(x, y), torch.as_tensor(finer) * last, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_torchmetrics_where_the_coarsest_scale_is_even():
+    """Checkerboards of all smaller sizes about one grey: they average out, and what an edge reflects is that grey."""
+    flat = torch.tensor([90.0, 160.0]).view(2, 1, 1, 1).expand(2, 1, 192, 192)
+    pair_of_images = []
+    for seed in range(2):
+        images = flat * (1 + 0.1 * seed)
+        for scale in range(4):
+            strength = 12 * torch.rand(2, 1, 96 // 2**scale, 96 // 2**scale, generator=generator(seed))
+            board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(strength.shape[-1], strength.shape[-1])
+            texture = board * F.interpolate(strength, scale_factor=2)
+            images = images + F.interpolate(texture, scale_factor=2**scale)
+        pair_of_images.append(images / 127.5 - 1)
+    x, y = pair_of_images
+    expected = multiscale_structural_similarity_index_measure(
+        (x + 1) * 127.5, (y + 1) * 127.5, data_range=255.0, reduction="none"
+    )
+    assert (torch.as_tensor(expected) < 0.9).all()
+    torch.testing.assert_close(ms_ssim.ms_ssim(x, y), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("resolution", [8, 128])
