@@ -102,7 +102,8 @@ def retrain(
         model: What learns; `genmodels models` says what data each needs.
         dataset: A name from `genmodels datasets`, folder:PATH, or s3://BUCKET/PREFIX.
         preset: The settings to start from; demo learns in minutes on a CPU, paper is the paper's.
-        overrides: KEY=VALUE replaces a setting of the model, training.KEY=VALUE one of the engine.
+        overrides: KEY=VALUE replaces a setting of the model, training.KEY=VALUE one of the engine, evaluation.KEY=VALUE
+            one of how it is judged.
         seed: Of everything random; the same seed gives the same model.
         workers: Data-parallel training processes on the Ray cluster.
         promotion: Who makes a challenger champion; automatic is the rule, manual a person, who is asked on this page.

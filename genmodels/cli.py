@@ -47,7 +47,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace one setting of the model, or of the engine as training.KEY; may be given several times.",
+        help="Replace one setting of the model, of the engine as training.KEY, or of the evaluation as evaluation.KEY; "
+        "may be given several times.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Data-parallel training processes on the Ray cluster.")]
@@ -546,7 +547,7 @@ def bench(
     from genmodels.steps.resolve import configured
     from genmodels.terminal import print_report, working
 
-    config, training = configured(model, preset, overrides or [], resolution=resolution)
+    config, training, _ = configured(model, preset, overrides or [], resolution=resolution)
 
     import torch
 

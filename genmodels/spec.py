@@ -111,6 +111,17 @@ class TrainingSpec(Record):
         return self.model_dump(include=plain) | {"guards": self.guards.numerics()}
 
 
+class EvaluationSpec(Record):
+    """How a trained model is judged. Nothing here changes the weights, so it is no part of the run's key."""
+
+    iwae_samples: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="latents by which an image's likelihood is bounded where only a bound is known; 1: the ELBO",
+    )
+
+
 class RunSpec(Record):
     """One run: which model learns what from which data. `genmodels.steps.resolve` makes it from what a person typed."""
 
@@ -119,6 +130,7 @@ class RunSpec(Record):
     preset: str = "demo"
     config: dict[str, Any] = Field(description="the model's whole config, presets and overrides applied")
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers: int = Field(default=1, ge=1, description="data-parallel; they change the result by rounding only")
     code_version: str = Field(pattern=r"^\w+$", description="digest of the sources that make the weights")
@@ -216,7 +228,13 @@ class Metric(Record):
         return (self.untrained - self.value) / gap if has_gap else None
 
 
-class EvaluationReport(Record):
+class Judgement(Record):
+    """Base of the reports that hold for one way of judging; another one asks for them again."""
+
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+
+class EvaluationReport(Judgement):
     """What `evaluate` leaves behind. Of the metrics there are those that the model, by what it can, and the data allow;
     E is the name of a feature extractor, `classifier` or `inception`, R the side of images, D a domain.
 
@@ -247,7 +265,7 @@ class EvaluationReport(Record):
         return {metric.name: metric for metric in self.metrics}[name]
 
 
-class RegisterReport(Record):
+class RegisterReport(Judgement):
     """What `register` leaves behind."""
 
     run_key: str

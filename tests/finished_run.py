@@ -74,6 +74,7 @@ def evaluated(
     )
     diversity = Metric(name="ms_ssim", value=0.25, low=0.2, high=0.3)
     evaluation = EvaluationReport(
+        evaluation=spec.evaluation,
         run_key=spec.run_key,
         primary=primary.name,
         metrics=[primary, diversity],

@@ -34,7 +34,6 @@ class Config(AutoencodingConfig):
     )
     levels: int = Field(256, ge=2, le=256, description="values of a pixel that is not black or white")
     beta: float = Field(1.0, ge=0, description="weight of the KL divergence (Higgins et al. 2017); 1 is the ELBO")
-    iwae_samples: int = Field(500, ge=1, description="latents by which an image's likelihood is bounded; 1: the ELBO")
     images: int = Field(6_000_000, ge=1, description="images shown in all")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -52,7 +51,6 @@ class Config(AutoencodingConfig):
             "latent": 10,
             "likelihood": "discretised_logistic",
             "levels": 17,
-            "iwae_samples": 64,
             "batch_images": 64,
             "images": 300_000,
         },
@@ -66,13 +64,13 @@ class VAE(AutoencodingModel):
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     density = Density.APPROXIMATE
     title = "Variational autoencoder"
+    likelihood = "lower bound, the ELBO"
 
     def __init__(self, config: Config, data: DataInfo):
         super().__init__(config, data, code=config.latent, encoded=2 * config.latent)
         self.binary = config.likelihood == "bernoulli"
         self.log_scale = None if self.binary else nn.Parameter(torch.full((data.channels, 1, 1), -1.0))
         self.levels = 2 if self.binary else config.levels
-        self.likelihood = f"lower bound of {config.iwae_samples} importance samples"
 
     def updates(self, stage: Stage) -> list[Update]:
         return [Update("elbo", list(self.parameters()), self.loss, Adam(self.config.learning_rate))]
@@ -102,15 +100,11 @@ class VAE(AutoencodingModel):
         return log_p.sum(dim=(1, 2, 3))
 
     def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """The bound of ln p(x) by `iwae_samples`, in nats: (B, C, H, W) -> (B,)."""
-        return self._bound(images, self.config.iwae_samples, generator)
-
-    def elbo(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """The bound by one sample, which is the ELBO in the mean, whatever beta is: (B, C, H, W) -> (B,)."""
-        return self._bound(images, 1, generator)
+        """The bound by one sample, which is the ELBO in the mean, whatever beta is, in nats: (B, C, H, W) -> (B,)."""
+        return self.importance_bound(images, 1, generator=generator)
 
     @torch.no_grad()
-    def _bound(self, images: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    def importance_bound(self, images: Tensor, samples: int, *, generator: torch.Generator) -> Tensor:
         """The importance-weighted bound of ln p(x), in nats: (B, C, H, W) -> (B,) (Burda et al. 2016, eq. 8)."""
         pixels = to_levels(images, self.levels)
         mean, log_variance = self._posterior(pixels)

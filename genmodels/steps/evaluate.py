@@ -86,6 +86,7 @@ def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
             metrics += anchors.baselines
             pictures |= drawn
         report = EvaluationReport(
+            evaluation=spec.evaluation,
             run_key=spec.run_key,
             primary=evaluation.tasks[0].primary,
             metrics=metrics,
@@ -109,7 +110,7 @@ class Evaluation:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         extractors, without = _extractors(self.manifest, dataset, self.device, train_classifier)
         self.model = load_trained(spec).to(self.device)
-        self.tasks, not_judged = tasks_of(self.model, self.manifest, dataset, extractors)
+        self.tasks, not_judged = tasks_of(self.model, self.manifest, dataset, extractors, spec.evaluation)
         self.not_offered = without | not_judged
 
     @property

@@ -27,7 +27,8 @@ from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_fold
 def register(spec: RunSpec) -> RegisterReport:
     """Log the evaluation to the spec's MLflow run, export the model, and register it with the alias `challenger`.
 
-    Repeated, or done by two at once, it ends with one version. Raises SpecError if the run is not evaluated yet.
+    Repeated, or done by two at once, it ends with one version; after another evaluation, with its scores. Raises
+    SpecError if the run is not evaluated yet.
     """
     if report := load_report("register", spec, RegisterReport):
         return report
@@ -40,10 +41,12 @@ def register(spec: RunSpec) -> RegisterReport:
             f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not ready: `{missing}` it first."
         )
     server = TrackingServer()
-    store().put_record(f"{folder('register', spec)}/spec.json", spec, if_absent=True)
+    before = store().get_record(report_key("register", spec), RegisterReport)
+    store().put_record(f"{folder('register', spec)}/spec.json", spec)
     run_id = find_run(spec, server) or open_run(spec)
     model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
-    _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
+    if before is None:
+        _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
     _log_pictures(run_id, spec, evaluation, trained.images_shown, server)
 
     registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
@@ -55,9 +58,12 @@ def register(spec: RunSpec) -> RegisterReport:
         description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id, registry),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
+    if before:
+        tell_scores(spec, version, evaluation)
     registry.set_alias(name, "challenger", version.version)
     _register_classifier(spec)
     report = RegisterReport(
+        evaluation=spec.evaluation,
         run_key=spec.run_key,
         name=name,
         version=version.version,

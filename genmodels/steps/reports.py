@@ -13,6 +13,7 @@ from typing import TypeVar
 from genmodels.errors import AccessError, DataError, DivergedError, GenmodelsError, SpecError, UnavailableError
 from genmodels.spec import (
     EvaluationReport,
+    Judgement,
     Progress,
     Record,
     RegisterReport,
@@ -71,8 +72,11 @@ def progress_key(step: str, spec: RunSpec) -> str:
 
 
 def load_report(step: str, spec: RunSpec, kind: type[R]) -> R | None:
-    """The report of a step that is done; None if it is not, or if something that it left behind is gone."""
+    """The report of a step that is done; None if it is not, if something that it left behind is gone, or if the spec
+    asks for another evaluation."""
     report = store().get_record(report_key(step, spec), kind)
+    if isinstance(report, Judgement) and report.evaluation != spec.evaluation:
+        return None
     return report if report and all(store().exists(key) for key in _left_behind(report)) else None
 
 

@@ -15,7 +15,7 @@ from genmodels.data.catalogue import find
 from genmodels.errors import SpecError, unknown
 from genmodels.models import MODELS
 from genmodels.models.base import DataInfo, ModelConfig
-from genmodels.spec import RunSpec, TrainingSpec
+from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec
 from genmodels.training.engine import check_batch
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,8 +35,8 @@ def resolve(
 
     Args:
         model, dataset, preset: names from the catalogues; a data set may also be folder:PATH or s3://bucket/prefix.
-        overrides: `key=value` of the model's config, or `training.key=value` of the engine's, in which `key` may
-            lead into a group: `training.guards.mode_collapse.action=warn`.
+        overrides: `key=value` of the model's config, `training.key=value` of the engine's settings, in which `key` may
+            lead into a group: `training.guards.mode_collapse.action=warn`, or `evaluation.key=value`.
         seed, workers: of the run.
 
     Raises:
@@ -50,9 +50,14 @@ def resolve(
         raise SpecError(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
-    config, training = configured(model, preset, overrides, resolution=entry.resolution)
+    config, training, evaluation = configured(model, preset, overrides, resolution=entry.resolution)
     if training.balanced_classes and not entry.classes:
         raise SpecError(f"training.balanced_classes needs labels, and {dataset} has none; leave it out.")
+    if evaluation.iwae_samples != EvaluationSpec().iwae_samples and not hasattr(MODELS[model], "importance_bound"):
+        raise SpecError(
+            f"evaluation.iwae_samples is for models whose likelihood importance samples bound, and {model} is none; "
+            "leave it out."
+        )
     try:
         spec = RunSpec(
             model=model,
@@ -60,6 +65,7 @@ def resolve(
             preset=preset,
             config=config.model_dump(mode="json"),
             training=training,
+            evaluation=evaluation,
             seed=seed,
             workers=workers,
             code_version=code_version(model),
@@ -75,8 +81,10 @@ def resolve(
     return spec
 
 
-def configured(model: str, preset: str, overrides: Sequence[str], **defaults: Any) -> tuple[ModelConfig, TrainingSpec]:
-    """The config of a model and the settings of the engine: overrides over defaults over the preset.
+def configured(
+    model: str, preset: str, overrides: Sequence[str], **defaults: Any
+) -> tuple[ModelConfig, TrainingSpec, EvaluationSpec]:
+    """The config of a model and the settings of engine and evaluation: overrides over defaults over the preset.
 
     Raises SpecError for an unknown model, preset or key, and for a value that cannot be.
     """
@@ -85,9 +93,9 @@ def configured(model: str, preset: str, overrides: Sequence[str], **defaults: An
     kind = MODELS[model].Config
     if preset not in kind.presets:
         raise unknown(f"preset of {model}", preset, kind.presets)
-    config, training = _parsed(overrides)
-    values = {**kind.presets[preset], **defaults, **config}
-    return _checked(kind, values, f"setting of {model}"), _training(training)
+    given = _parsed(overrides)
+    config = _checked(kind, {**kind.presets[preset], **defaults, **given["config"]}, f"setting of {model}")
+    return config, _settings(TrainingSpec, "training", given), _settings(EvaluationSpec, "evaluation", given)
 
 
 @cache
@@ -116,10 +124,9 @@ def sources(module: str) -> set[Path]:
     return {path}.union(*(sources(name) for name in modules.keys() & names))
 
 
-def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The overrides of the config, and those of training."""
-    config: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+def _parsed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The overrides of the config, of training and of the evaluation, under these names."""
+    parsed: dict[str, dict[str, Any]] = {"config": {}, "training": {}, "evaluation": {}}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -128,25 +135,26 @@ def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if key.startswith("training."):
-            training[key.removeprefix("training.")] = value
+        what, dot, name = key.partition(".")
+        if dot and what in {"training", "evaluation"}:
+            parsed[what][name] = value
         else:
-            config[key] = value
-    return config, training
+            parsed["config"][key] = value
+    return parsed
 
 
-def _training(overrides: Mapping[str, Any]) -> TrainingSpec:
-    """The engine's settings with some replaced; dots lead into groups of them, as in guards.mode_collapse.action."""
-    values = TrainingSpec().model_dump()
-    for key, value in overrides.items():
+def _settings(kind: type[M], what: str, overrides: Mapping[str, Mapping[str, Any]]) -> M:
+    """Those of `what` with some replaced; dots lead into groups of them, as in guards.mode_collapse.action."""
+    values = kind().model_dump()
+    for key, value in overrides[what].items():
         *groups, name = key.split(".")
         inside: Any = values
         for group in groups:
             inside = inside.get(group) if isinstance(inside, dict) else None
         if not isinstance(inside, dict) or name not in inside:
-            raise unknown("setting of training", key, _dotted(values))
+            raise unknown(f"setting of {what}", key, _dotted(values))
         inside[name] = value
-    return _checked(TrainingSpec, values, "setting of training")
+    return _checked(kind, values, f"setting of {what}")
 
 
 def _dotted(values: Mapping[str, Any]) -> list[str]:

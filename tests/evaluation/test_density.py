@@ -49,10 +49,10 @@ def test_a_conditional_model_is_given_the_classes():
     assert torch.equal(torch.cat(model.seen), labels)
 
 
-def idle_vae(mean: float, iwae_samples: int) -> VAE:
+def idle_vae(mean: float) -> VAE:
     """Whose decoder takes every pixel for black or white with equal odds, whatever z is, so that 16 pixels have 16 ln 2
     nats, and q(z|x) = N(mean, 1) lies mean^2 / 2 from the prior."""
-    config = {"resolution": 4, "hidden": (4,), "latent": 1, "iwae_samples": iwae_samples}
+    config = {"resolution": 4, "hidden": (4,), "latent": 1}
     model = build("vae", config, DataInfo(channels=1), seed=0)
     assert isinstance(model, VAE)
     with torch.no_grad():
@@ -64,23 +64,23 @@ def idle_vae(mean: float, iwae_samples: int) -> VAE:
 
 @pytest.mark.parametrize("mean", [0.0, 1.0])
 def test_the_elbo_exceeds_the_likelihood_by_the_divergence_and_the_tighter_bound_hardly(mean: float):
-    model, images, counted = idle_vae(mean, 500), bytes_of(2000, 4)[:, :1], []
-    elbo = density.elbo_nats(model, images, progress=counted.append)
+    model, images, counted = idle_vae(mean), bytes_of(2000, 4)[:, :1], []
+    elbo = density.nats(model, images, labels=None, progress=counted.append)
     assert sum(counted) == 2000
     assert elbo.mean().item() == pytest.approx(16 * math.log(2) + mean**2 / 2, abs=4 * mean / 2000**0.5 + 1e-5)
-    tighter = density.nats(model, images, labels=None, progress=counted.append).mean()
+    tighter = density.bounded_nats(model, images, 500, progress=counted.append).mean()
     assert tighter.item() == pytest.approx(16 * math.log(2), abs=0.01 * mean + 1e-5)
 
 
 def test_the_bound_of_one_sample_is_the_elbo():
-    model, images = idle_vae(1.0, 1), bytes_of(300, 4)[:, :1]
-    one = density.nats(model, images, labels=None, progress=lambda n: None)
-    assert torch.equal(density.elbo_nats(model, images, progress=lambda n: None), one)
+    model, images = idle_vae(1.0), bytes_of(300, 4)[:, :1]
+    one = density.bounded_nats(model, images, 1, progress=lambda n: None)
+    assert torch.equal(density.nats(model, images, labels=None, progress=lambda n: None), one)
 
 
 def test_only_who_has_a_tighter_bound_has_an_elbo_beside_it():
-    assert isinstance(idle_vae(1.0, 1), density.HasElbo)
-    assert not isinstance(Uniform(), density.HasElbo)
+    assert isinstance(idle_vae(1.0), density.HasTighterBound)
+    assert not isinstance(Uniform(), density.HasTighterBound)
 
 
 def test_independent_pixels_take_their_entropy(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from drawing import draws
 from torch import Tensor
 
+from genmodels.evaluation.density import HasTighterBound
 from genmodels.losses import gaussian_kl
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Density, Encodes, HasPrior, Samples, ScoresDensity
@@ -23,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def small(**config) -> VAE:
-    settings = {"resolution": 4, "hidden": (16,), "latent": 2, "iwae_samples": 8} | config
+    settings = {"resolution": 4, "hidden": (16,), "latent": 2} | config
     model = build("vae", settings, DataInfo(channels=1), seed=0)
     assert isinstance(model, VAE)
     return model
@@ -70,25 +71,25 @@ def test_with_the_prior_for_a_posterior_the_bounds_rise_towards_the_evidence():
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_bound_of_many_samples_is_the_likelihood_by_quadrature(likelihood: str):
     """With one latent dimension, ln P(x) is an integral that a fine grid does."""
-    model = small(likelihood=likelihood, latent=1, iwae_samples=100_000, levels=4)
+    model = small(likelihood=likelihood, latent=1, levels=4)
     grid = torch.linspace(-8, 8, 4001).view(-1, 1)
     exact = []
     for image in images(4):
         pixels = to_levels(image.expand(len(grid), 1, 4, 4), model.levels)
         integrand = model._log_likelihood_given(grid, pixels) + log_normal(grid)
         exact.append(integrand.logsumexp(dim=0) + math.log(16 / 4000))
-    bound = model.log_likelihood(images(4), generator=seeded())
+    bound = model.importance_bound(images(4), 100_000, generator=seeded())
     torch.testing.assert_close(bound, torch.stack(exact).detach(), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_elbo_is_below_the_bound_and_equal_to_that_of_one_sample(likelihood: str):
-    one, many = small(likelihood=likelihood, iwae_samples=1), small(likelihood=likelihood, iwae_samples=50)
+    model = small(likelihood=likelihood)
     many_images = images(1).repeat(4000, 1, 1, 1)
-    elbo = -one.loss({"image": many_images}, draws()).total
-    single = one.log_likelihood(many_images, generator=seeded())
+    elbo = -model.loss({"image": many_images}, draws()).total
+    single = model.log_likelihood(many_images, generator=seeded())
     assert single.mean().item() == pytest.approx(elbo.item(), abs=5 * single.std().item() / math.sqrt(4000))
-    assert elbo.item() < many.log_likelihood(many_images[:500], generator=seeded()).mean().item()
+    assert elbo.item() < model.importance_bound(many_images[:500], 50, generator=seeded()).mean().item()
 
 
 def test_beta_weighs_the_divergence_alone_and_both_terms_are_logged():
@@ -99,18 +100,18 @@ def test_beta_weighs_the_divergence_alone_and_both_terms_are_logged():
 
 
 def test_the_bound_does_not_depend_on_how_many_latents_fit_into_memory(monkeypatch):
-    model = small(iwae_samples=40)
-    whole = model.log_likelihood(images(1), generator=seeded())
+    model = small()
+    whole = model.importance_bound(images(1), 40, generator=seeded())
     monkeypatch.setattr("genmodels.models.vae.DECODED_PIXELS", 16 * 16)  # torch draws by sixteens
-    torch.testing.assert_close(model.log_likelihood(images(1), generator=seeded()), whole)
+    torch.testing.assert_close(model.importance_bound(images(1), 40, generator=seeded()), whole)
 
 
 def test_what_it_can_do():
     model = small()
-    for capability in (Samples, Encodes, HasPrior, ScoresDensity):
+    for capability in (Samples, Encodes, HasPrior, ScoresDensity, HasTighterBound):
         assert isinstance(model, capability)
     assert model.density is Density.APPROXIMATE
-    assert model.likelihood == "lower bound of 8 importance samples"
+    assert model.likelihood == "lower bound, the ELBO"
     assert (model.levels, small(likelihood="gaussian").levels) == (2, 256)
     made = model.sample(5, generator=seeded(3))
     assert made.shape == (5, 1, 4, 4)

@@ -21,7 +21,7 @@ from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, T
 from genmodels.jobs import Job, RayJobs
 from genmodels.models.base import Samples
 from genmodels.settings import Settings
-from genmodels.spec import EvaluationReport, RunSpec
+from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec
 from genmodels.steps import evaluate as step
 from genmodels.steps.costs import costs_of
 from genmodels.steps.evaluate import evaluate
@@ -248,7 +248,7 @@ def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
 
 
 def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_density(s3: Settings):
-    spec = unjudged("vae", "digits", "iwae_samples=2", seed=310)
+    spec = unjudged("vae", "digits", "evaluation.iwae_samples=2", seed=310)
     report = evaluate(spec)
     metrics = {metric.name: metric for metric in report.metrics}
     assert {"sliced_wasserstein", "reconstruction_psnr", "linear_probe_accuracy", "prior_mmd"} < set(metrics)
@@ -280,6 +280,21 @@ def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_de
     progress = read_progress("evaluate", spec)
     assert progress
     assert progress.done == progress.total
+
+
+def test_another_number_of_importance_samples_judges_the_same_weights_again(s3: Settings):
+    few = unjudged("vae", "digits", "evaluation.iwae_samples=1", seed=319)
+    first = evaluate(few)
+    many = few.model_copy(update={"evaluation": EvaluationSpec(iwae_samples=20)})
+    assert (many.run_key, report_key("evaluate", many)) == (few.run_key, report_key("evaluate", few))
+    assert load_report("evaluate", few, EvaluationReport) == first
+    assert load_report("evaluate", many, EvaluationReport) is None
+    second = evaluate(many)
+    assert load_report("evaluate", many, EvaluationReport) == second
+    assert second.metric("nats").note == "lower bound of 20 importance samples, 17 levels"
+    assert second.metric("nats").value < first.metric("nats").value == first.metric("elbo_nats").value
+    assert second.metric("elbo_nats") == first.metric("elbo_nats")
+    assert first.protocol["density"] != second.protocol["density"]
 
 
 def test_the_clusters_of_an_infogan_are_held_against_the_classes(s3: Settings, monkeypatch):

@@ -19,7 +19,7 @@ from genmodels.cli import read_spec
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.jobs import Job, RayJobs
 from genmodels.models import MODELS
-from genmodels.spec import RunSpec, TrainingSpec
+from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec
 from genmodels.steps.reports import folder
 from genmodels.steps.resolve import configured, resolve
 
@@ -47,13 +47,14 @@ QUICK = settings(max_examples=50, deadline=None)
 def test_overrides_are_settings_that_there_are_or_refused(overrides: list[str]):
     before = dict(os.environ)
     try:
-        config, _ = configured("progressive_gan", "demo", overrides)
+        config, *_ = configured("progressive_gan", "demo", overrides)
     except SpecError:
         pass  # refused, in words
     else:
         known = set(MODELS["progressive_gan"].Config.model_fields)
         keys = {override.partition("=")[0] for override in overrides}
-        assert keys <= known | {f"training.{name}" for name in TrainingSpec.model_fields}
+        others = {"training": TrainingSpec, "evaluation": EvaluationSpec}
+        assert keys <= known | {f"{what}.{name}" for what, kind in others.items() for name in kind.model_fields}
         assert set(config.model_dump()) <= known
     assert dict(os.environ) == before
 

@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from finished_run import finished_run
+from finished_run import evaluated, finished_run
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import EvaluationReport, RunSpec, TrainReport
+from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec, TrainReport
 from genmodels.steps.register import describe, register
 from genmodels.steps.reports import load_report, report_key
 from genmodels.storage.objects import store
@@ -59,6 +59,20 @@ def test_two_at_once_and_a_lost_report_make_one_version(tracking: Settings):
         "metrics/get-history", run_id=find_run(spec), metric_key="evaluation/sliced_wasserstein_8"
     )
     assert len({(metric["value"], metric["step"]) for metric in history["metrics"]}) == 1
+
+
+def test_scores_of_another_evaluation_take_the_place_of_those_before(tracking: Settings):
+    spec = finished_run("vae", "digits", "hidden=[4]", "architecture=dense", seed=107, value=0.5)
+    first = register(spec)
+    otherwise = spec.model_copy(update={"evaluation": EvaluationSpec(iwae_samples=9)})
+    evaluated(otherwise, value=0.4)
+    second = register(otherwise)
+    assert second.version == first.version
+    assert register(otherwise) == second
+    version = Registry().find(second.model_uri)
+    assert version.tags["evaluation.sliced_wasserstein_8"] == "0.4 [0.39, 0.41]"
+    run = TrackingServer().get("runs/get", run_id=second.mlflow_run_id)["run"]
+    assert {m["value"] for m in run["data"]["metrics"] if m["key"] == "evaluation/sliced_wasserstein_8"} == {0.4}
 
 
 def test_what_is_not_trained_or_evaluated_is_not_registered(tracking: Settings):

@@ -43,11 +43,14 @@ def test_dots_lead_into_groups_of_settings():
         ({"overrides": ["training.guards.oscillation.threshold=3"]}, True),  # it only warns
         ({"overrides": ["training.guards.mode_collapse.threshold=3"]}, False),
         ({"overrides": ["training.balanced_classes=true"]}, False),
+        ({"model": "vae", "overrides": ["evaluation.iwae_samples=9"]}, True),
     ],
 )
 def test_the_run_key_changes_with_what_changes_the_weights(change: dict[str, object], same: bool):
-    plain = resolve("progressive_gan", "digits").with_dataset("d" * 64)
-    changed = resolve("progressive_gan", "digits", **change).with_dataset("d" * 64)  # type: ignore[arg-type]
+    what = {"model": change.get("model", "progressive_gan"), "dataset": "digits"}
+    plain = resolve(**what).with_dataset("d" * 64)  # type: ignore[arg-type]
+    changed = resolve(**what | change).with_dataset("d" * 64)  # type: ignore[arg-type]
+    assert plain != changed
     assert (plain.run_key == changed.run_key) is same
 
 
@@ -86,6 +89,10 @@ print(json.dumps(loaded))
         (("gan", "digits", "demo", ["training.guards.mode_colapse.looks=1"]), "mean guards.mode_collapse.looks"),
         (("progressive_gan", "digits", "demo", ["training.guards.divergence.action=warn"]), "take stop or roll_back"),
         (("progressive_gan", "digits", "demo", ["training.seed.x=1"]), "Unknown setting of training 'seed.x'"),
+        (("vae", "digits", "demo", ["evaluation.iwae_sample=9"]), "'iwae_sample'; did you mean iwae_samples"),
+        (("vae", "digits", "demo", ["evaluation.iwae_samples=0"]), "setting of evaluation 'iwae_samples' cannot be 0"),
+        (("vae", "digits", "demo", ["iwae_samples=9"]), "Unknown setting of vae 'iwae_samples'"),
+        (("pixelcnn", "digits", "demo", ["evaluation.iwae_samples=9"]), "bound, and pixelcnn is none; leave it out"),
         (("cyclegan", "photos", "demo", ["training.balanced_classes=true"]), "balanced_classes needs labels"),
         (("progressive_gan", "digits", "demo", ["resolution=9"]), "'resolution' cannot be 9: 9 is not a power of two"),
         (("progressive_gan", "digits", "demo", ["learning_rate=-1"]), "'learning_rate' cannot be -1"),

@@ -20,6 +20,7 @@ from genmodels.models.base import (
     ScoresDensity,
     Translates,
 )
+from genmodels.spec import EvaluationSpec
 
 WITHOUT_DENSITY = {
     Density.TRACTABLE: "has a tractable density but no method that scores images",
@@ -30,7 +31,11 @@ WITHOUT_DENSITY = {
 
 
 def tasks_of(
-    model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]
+    model: GenerativeModel,
+    manifest: Manifest,
+    dataset: Dataset,
+    extractors: Sequence[Extractor],
+    evaluation: EvaluationSpec,
 ) -> tuple[list[Task], dict[str, str]]:
     """What the model is judged by, and why not by the rest. The first task decides: of an explicit density its
     likelihood, else what the model makes, and the reconstruction where it makes nothing.
@@ -42,7 +47,7 @@ def tasks_of(
     what = manifest, dataset, extractors
     tasks: list[Task] = []
     if isinstance(model, ScoresDensity):
-        tasks.append(Likelihood(model, *what))
+        tasks.append(Likelihood(model, *what, evaluation.iwae_samples))
     if isinstance(model, Samples):
         tasks.append(Sampling(model, *what))
     if isinstance(model, Translates):

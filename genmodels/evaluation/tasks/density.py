@@ -29,27 +29,37 @@ class Likelihood(Task):
     kind = "density"
     primary = "bits_per_dim"
 
-    def __init__(self, model: ScoresDensity, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
+    def __init__(
+        self,
+        model: ScoresDensity,
+        manifest: Manifest,
+        dataset: Dataset,
+        extractors: Sequence[Extractor],
+        iwae_samples: int,
+    ):
         train, test = dataset.table("train"), dataset.table("test")
-        count, has_elbo = reals.count(manifest), isinstance(model, density.HasElbo)
-        self.looks = count * (2 if has_elbo else 1)
+        count, has_tighter_bound = reals.count(manifest), isinstance(model, density.HasTighterBound)
+        self.looks = count * (2 if has_tighter_bound else 1)
+        self.iwae_samples = iwae_samples
         self.real, self.others = images_of(test, manifest, count), images_of(train, manifest, count)
         self.labels = labels_of(test, count) if conditional(model) else None
         self.levels, self.likelihood = model.levels, model.likelihood
+        if has_tighter_bound:
+            self.likelihood = f"lower bound of {iwae_samples} importance samples"
         settings = {"levels": self.levels, "likelihood": self.likelihood, "seed": density.SEED}
         self.protocol = {"density": settings | {"given": "label" if conditional(model) else "nothing"}}
-        if has_elbo:
+        if has_tighter_bound:
             self.protocol["elbo"] = "one sample an image"
 
     def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, ScoresDensity)
         told = partial(progress, "score")
         nats = density.nats(model, self.real, labels=self.labels, progress=told)
-        scores = self._scores(nats, self.likelihood, replicates)
-        if isinstance(model, density.HasElbo):
-            elbo = density.elbo_nats(model, self.real, progress=told)
-            scores["elbo_nats"] = self._score(elbo, "lower bound, the ELBO", replicates)
-        return Judged(scores, dict)
+        if not isinstance(model, density.HasTighterBound):
+            return Judged(self._scores(nats, self.likelihood, replicates), dict)
+        tighter = density.bounded_nats(model, self.real, self.iwae_samples, progress=told)
+        elbo = {"elbo_nats": self._score(nats, model.likelihood, replicates)}
+        return Judged(self._scores(tighter, self.likelihood, replicates) | elbo, dict)
 
     def baselines(self, *, replicates: int, progress: Looks) -> dict[str, Estimate]:
         nats = density.independent_pixels(self.others, self.real, self.levels)
