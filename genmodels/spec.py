@@ -244,10 +244,10 @@ class EvaluationReport(Judgement):
       `density_E`, `coverage_E`, `label_agreement_E`, `ms_ssim_N_scales`, `training_distance_ratio`. Of translations
       `sliced_wasserstein_absolute`, alone and `_untranslated`; with the ending `_to_D` that of each R and what is named
       after E; `cycle_error_D`.
-    - representation: `reconstruction_psnr`, `reconstruction_ssim`, `linear_probe_accuracy` and
-      `nearest_neighbour_accuracy`, both also `_of_pixels`, `prior_mmd`, `active_units`, `perceptual_path_length_E`;
-      where factors are known `mig`, `sap`, `factor_vae_score`, `dci_disentanglement`, `dci_completeness` and
-      `dci_informativeness`; `cluster_accuracy`, also `_of_pixels`.
+    - representation: `reconstruction_psnr`, `reconstruction_ssim` and `reconstruction_fid_E`, of the held-out images
+      against these; `linear_probe_accuracy` and `nearest_neighbour_accuracy`, both also `_of_pixels`, `prior_mmd`,
+      `active_units`, `perceptual_path_length_E`; where factors are known `mig`, `sap`, `factor_vae_score`,
+      `dci_disentanglement`, `dci_completeness` and `dci_informativeness`; `cluster_accuracy`, also `_of_pixels`.
     """
 
     run_key: str

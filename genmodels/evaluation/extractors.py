@@ -47,6 +47,11 @@ class Extractor:
     head: Callable[[Tensor], Tensor] | None = None
 
     @property
+    def protocol(self) -> dict[str, str]:
+        """All of it that must be equal for two scores to be comparable."""
+        return {"weights": self.digest, "resize": self.resize}
+
+    @property
     def knows_classes(self) -> bool:
         """Whether it tells the classes of the data set apart."""
         return self.head is not None

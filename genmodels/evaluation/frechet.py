@@ -13,10 +13,16 @@ from torch import Tensor
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate, resample
 
 
-def fid(real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
-    """The distance between two sets of features, (N, D) and (M, D), any float type, with at least two rows each."""
+def fid(
+    real: Tensor, fake: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES, paired: bool = False
+) -> Estimate:
+    """The distance between two sets of features, (N, D) and (M, D), any float type, with at least two rows each.
+
+    Rows that are `paired`, those of images and of their reconstructions, are resampled together.
+    """
     real, fake = real.double(), fake.double()
-    counts_real, counts_fake = (resample(len(features), replicates, generator).long() for features in (real, fake))
+    counts_real = resample(len(real), replicates, generator).long()
+    counts_fake = counts_real if paired else resample(len(fake), replicates, generator).long()
     resampled = [
         feature_distance(real.repeat_interleave(drawn_real, dim=0), fake.repeat_interleave(drawn_fake, dim=0))
         for drawn_real, drawn_fake in zip(counts_real, counts_fake, strict=True)

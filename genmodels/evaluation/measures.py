@@ -96,5 +96,5 @@ def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]
         "ms_ssim": {"scales": ms_ssim.scales(resolution), "window": 11, "sigma": 1.5},
         "kid": "all pairs, (x.y / D + 1)^3",
         "manifold": {"precision": manifold.PRECISION_NEIGHBOURS, "density": manifold.DENSITY_NEIGHBOURS},
-        "extractors": {e.name: {"weights": e.digest, "resize": e.resize} for e in extractors},
+        "extractors": {extractor.name: extractor.protocol for extractor in extractors},
     }

@@ -63,6 +63,18 @@ def test_a_feature_without_variance_is_no_obstacle():
     )
 
 
+def test_pairs_that_all_differ_alike_leave_no_doubt_when_drawn_together():
+    """Images and reconstructions one constant vector apart are at its squared length, whichever of them are drawn."""
+    real = features(50, 3)
+    moved = real + torch.tensor([1.0, -2.0, 0.5])
+    together, apart = (
+        fid(real, moved, generator=torch.Generator().manual_seed(0), paired=paired) for paired in (True, False)
+    )
+    assert together.value == apart.value == pytest.approx(5.25, rel=1e-5)
+    assert together.replicates.tolist() == pytest.approx([5.25] * len(together.replicates), rel=1e-5)
+    assert apart.standard_error > 0.1
+
+
 def test_the_standard_error_is_the_spread_of_repeated_experiments():
     rng = np.random.default_rng(0)
     draw = lambda mean: torch.from_numpy(rng.normal(mean, 1, size=(300, 8))).float()  # noqa: E731

@@ -224,6 +224,7 @@ def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
     assert set(metrics) == {
         "reconstruction_psnr",
         "reconstruction_ssim",
+        "reconstruction_fid_classifier",
         "linear_probe_accuracy",
         "nearest_neighbour_accuracy",
         "linear_probe_accuracy_of_pixels",
@@ -231,11 +232,14 @@ def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
     }
     assert report.primary == "reconstruction_psnr"
     for metric in metrics.values():
-        assert metric.better == "higher"
+        assert metric.better == ("lower" if metric.name == "reconstruction_fid_classifier" else "higher")
         assert metric.low < metric.value < metric.high
         if not metric.name.endswith("pixels"):
             assert metric.value == pytest.approx(metric.untrained, rel=1e-4)  # its weights are as they were drawn
     assert metrics["reconstruction_psnr"].floor == 58.9
+    assert metrics["reconstruction_fid_classifier"].floor == 0
+    assert metrics["reconstruction_fid_classifier"].gap_closed == pytest.approx(0, abs=1e-3)
+    assert set(report.protocol["extractors"]) == {"classifier"}
     for name in ("reconstruction_ssim", "linear_probe_accuracy", "nearest_neighbour_accuracy"):
         assert metrics[name].floor == 1
         assert metrics[name].gap_closed == pytest.approx(0, abs=1e-3)

@@ -11,7 +11,8 @@ from genmodels.data.dataset import Dataset
 from genmodels.data.manifest import Manifest, factor_column
 from genmodels.evaluation import disentanglement, interpolation, measures, pictures, reals, representation
 from genmodels.evaluation.bootstrap import Estimate
-from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.extractors import Extractor, held_out_features
+from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import PERMUTATIONS, prior_mmd
 from genmodels.evaluation.pictures import contact_sheet
 from genmodels.evaluation.tasks.base import (
@@ -41,11 +42,12 @@ class Representation(Task):
     def __init__(self, model: Encodes, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         train, test = dataset.table("train"), dataset.table("test")
         count = reals.count(manifest)
+        self.extractors = extractors
         self.real, self.others = images_of(test, manifest, count), images_of(train, manifest, count)
         self.labelled, self.has_prior = manifest.classes > 1, isinstance(model, HasPrior)
         if self.labelled:
             self.labels, self.other_labels = labels_of(test, count), labels_of(train, count)
-        self.looks = count * (3 if self.labelled else 2)
+        self.looks = count * ((3 if self.labelled else 2) + len(extractors))
         self.protocol = {
             "codes": {
                 "probes": "none"
@@ -55,7 +57,8 @@ class Representation(Task):
                 "ssim_window": representation.SSIM_WINDOW,
                 "prior": self.has_prior,
                 "seed": representation.SEED,
-            }
+            },
+            "extractors": {extractor.name: extractor.protocol for extractor in extractors},
         }
         if self.has_prior:
             self.protocol["prior_mmd"] = {"permutations": PERMUTATIONS}
@@ -68,6 +71,12 @@ class Representation(Task):
             f"reconstruction_{name}": replace(mean(similarity(self.real, made), replicates), better="higher")
             for name, similarity in (("psnr", representation.psnr), ("ssim", representation.ssim))
         }
+        for extractor in self.extractors:
+            features = held_out_features(extractor, self.real), extractor(made, partial(progress, extractor.name))
+            generator = torch.Generator().manual_seed(measures.SEED)
+            scores[f"reconstruction_fid_{extractor.name}"] = fid(
+                *features, generator=generator, replicates=replicates, paired=True
+            )
         if self.labelled:
             others = representation.codes_of(model, self.others, partial(progress, "encode"))
             scores |= self._probes(others, codes, replicates)
@@ -82,6 +91,7 @@ class Representation(Task):
 
     def floor(self, progress: Looks) -> dict[str, Estimate]:
         known = {"reconstruction_psnr": representation.HIGHEST_PSNR, "reconstruction_ssim": 1.0}
+        known |= {f"reconstruction_fid_{extractor.name}": 0.0 for extractor in self.extractors}
         if self.labelled:  # by a code that holds the class
             known |= {"linear_probe_accuracy": 1.0, "nearest_neighbour_accuracy": 1.0}
         if self.has_prior:
