@@ -51,7 +51,7 @@ class Config(AutoencodingConfig, ConditionalConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "cpu": {"images": 3_600_000},  # grey 32x32: half an hour on two cores
+        "cpu": {"images": 3_600_000},  # grey 32x32
         "demo": {
             "hidden": (256, 256),
             "discriminator_hidden": (128, 128),

@@ -1,7 +1,6 @@
 """What the models share that draw pixels one after the other: everything but their networks."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -98,10 +97,3 @@ class Autoregressive(GenerativeModel):
         size = self.config.resolution
         drawn = torch.rand(n, self.distribution.draws, size, size, generator=generator, device=generator.device)
         return drawn.to(next(self.parameters()).device)
-
-
-def mean_over_classes(log_likelihood: Callable[[Tensor], Tensor], classes: int, images: Tensor) -> Tensor:
-    """ln of the mean over all classes of a likelihood of images (B, C, H, W) given labels (B,): (B,)."""
-    labels = torch.arange(classes, device=images.device)
-    of_classes = [log_likelihood(label.expand(len(images))) for label in labels]
-    return torch.stack(of_classes).logsumexp(0) - math.log(classes)

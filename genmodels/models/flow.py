@@ -66,7 +66,7 @@ class Config(OneStageConfig):
             "weight_decay": 5e-5,
             "warm_up_images": 1,
         },
-        "cpu": {  # grey 32x32: half an hour on two cores
+        "cpu": {  # grey 32x32
             "steps": 8,
             "hidden_channels": 64,
             "temperature": 0.7,

@@ -5,7 +5,7 @@ to 1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -123,3 +123,10 @@ def pixel_likelihood(
 def bits_per_dim(log_likelihood: Tensor, dimensions: int) -> Tensor:
     """Nats, (B,) -> mean bits per dimension, a scalar."""
     return -log_likelihood.mean() / (dimensions * math.log(2))
+
+
+def mean_over_classes(log_likelihood: Callable[[Tensor], Tensor], classes: int, images: Tensor) -> Tensor:
+    """ln of the mean over all classes of a likelihood of images (B, C, H, W) given labels (B,): (B,)."""
+    labels = torch.arange(classes, device=images.device)
+    of_classes = [log_likelihood(label.expand(len(images))) for label in labels]
+    return torch.stack(of_classes).logsumexp(0) - math.log(classes)
