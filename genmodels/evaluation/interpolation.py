@@ -57,10 +57,17 @@ def walks(model: FromLatents, count: int, path: Path, *, labels: Tensor | None) 
     (count,), where the model takes any."""
     generator = torch.Generator(device_of(model)).manual_seed(SEED)
     start, end = (model.prior(count, generator=generator) for _ in range(2))
-    shares = torch.linspace(0, 1, WALK_IMAGES, device=start.device).repeat(count)[:, None]
+    latents = on_the_way(start, end, path)
+    given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(latents.device)}
+    return as_bytes(model.decode(latents, **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+
+
+def on_the_way(start: Tensor, end: Tensor, path: Path) -> Tensor:
+    """Nine latents from each start (N, Z) to its end, both included, in equal steps: (9 N, Z), one walk after the
+    other."""
+    shares = torch.linspace(0, 1, WALK_IMAGES, device=start.device).repeat(len(start))[:, None]
     start, end = (latent.repeat_interleave(WALK_IMAGES, dim=0) for latent in (start, end))
-    given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(start.device)}
-    return as_bytes(model.decode(path(start, end, shares), **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+    return path(start, end, shares)
 
 
 @torch.inference_mode()

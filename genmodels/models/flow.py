@@ -5,7 +5,9 @@ Both papers work at several scales: between them half of the channels are factor
 normalises by running averages over batches we take Glow's actnorm, so that no image's likelihood depends on others.
 
 A pixel of `levels` values is a unit cell of the real line: uniform noise fills the cell (Theis, van den Oord & Bethge
-2016), and -D ln(levels) takes the density of y back to it. B batch, C channels, H height, W width, D = C H W.
+2016), and -D ln(levels) takes the density of y back to it. In the mean over the noise that is at most ln P of the
+levels, so it bounds their likelihood (Ho et al., Flow++, ICML 2019), and equals it where the density is even in each
+cell. B batch, C channels, H height, W width, D = C H W.
 """
 
 import math
@@ -391,7 +393,7 @@ class Flow(GenerativeModel):
     config: Config
     density = Density.TRACTABLE
     title = "Normalizing flow (RealNVP, Glow)"
-    likelihood = "exact, of uniformly dequantised pixels"
+    likelihood = "lower bound, the exact density of uniformly dequantised pixels"
     initialised: Tensor
 
     def __init__(self, config: Config, data: DataInfo):
@@ -447,7 +449,7 @@ class Flow(GenerativeModel):
 
     @torch.no_grad()
     def log_likelihood(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Images (n, C, H, W) in [-1, 1] -> ln P in nats, (n,), with one draw of the noise in each pixel."""
+        """Images (n, C, H, W) in [-1, 1] -> the bound of ln P in nats, (n,), by one draw of the noise in each pixel."""
         noise = torch.rand(images.shape, generator=generator, device=generator.device)
         return self._log_likelihood(self._dequantised(images, noise.to(images.device)))
 
@@ -459,16 +461,21 @@ class Flow(GenerativeModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """The way back; exact for the codes of images."""
+        """The way back, (n, D) -> (n, C, H, W) in [-1, 1]; not rounded to levels: near codes make near images."""
         y = from_real(self.flow.inverse(codes), self.config.logit_margin)
-        return from_levels(y.mul(self.levels).floor().clamp(0, self.levels - 1), self.levels)
+        return from_levels(y.mul(self.levels).sub(0.5).clamp(0, self.levels - 1), self.levels)
+
+    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Normal codes whose deviation is the config's temperature: (n, D)."""
+        size = self.data.channels * self.config.resolution**2
+        codes = torch.randn(n, size, generator=generator, device=generator.device).to(self.initialised.device)
+        return self.config.temperature * codes
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
-        """n images, (n, C, H, W) in [-1, 1], of codes with the config's temperature."""
-        size = self.data.channels * self.config.resolution**2
-        codes = torch.randn(n, size, generator=generator, device=generator.device).to(self.initialised.device)
-        return self.decode(self.config.temperature * codes)
+        """n images, (n, C, H, W) in [-1, 1], decoded from the prior and rounded to the levels."""
+        images = self.decode(self.prior(n, generator=generator))
+        return from_levels(to_levels(images, self.levels), self.levels)
 
 
 def to_real(y: Tensor, margin: float) -> tuple[Tensor, Tensor]:

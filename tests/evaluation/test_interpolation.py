@@ -11,9 +11,20 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import perceptual_path_length
 
 from genmodels.evaluation.extractors import Extractor
-from genmodels.evaluation.interpolation import STEP, WALK_IMAGES, Path, arithmetic, path_lengths, spherical, walks
+from genmodels.evaluation.interpolation import (
+    STEP,
+    WALK_IMAGES,
+    Path,
+    arithmetic,
+    on_the_way,
+    path_lengths,
+    spherical,
+    walks,
+)
 from genmodels.models import MODELS, build
 from genmodels.models.base import DataInfo, FromLatents
+from genmodels.models.flow import Flow
+from genmodels.nn.levels import from_levels, to_levels
 
 PIXELS = Extractor("pixels", "", "none", lambda images: images.flatten(1), torch.device("cpu"))
 TWICE = Extractor("twice", "", "none", lambda images: 2 * images.flatten(1), torch.device("cpu"))
@@ -26,6 +37,7 @@ TINY: dict[str, dict[str, Any]] = {
     "biggan": {"resolution": 8, "latent": 8, "channels": 8, "embedding": 8},
     "conditional_gan": {"resolution": 8, "channels": 4, "latent": 8},
     "dcgan": {"resolution": 8, "coarsest": 2, "latent": 8, "generator_channels": 4, "discriminator_channels": 4},
+    "flow": {"resolution": 8, "scales": 1, "steps": 1, "hidden_channels": 4, "levels": 17},
     "gan": {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8},
     "infogan": {"resolution": 8, "latent": 4, "hidden_units": 16, "channels": 4, "recognition_units": 8},
     "progressive_gan": {"resolution": 8, "latent": 8, "fmap_max": 8},
@@ -187,6 +199,13 @@ def test_walks_begin_and_end_at_draws_of_the_prior(path: Path):
         torch.testing.assert_close(images[:, place].flatten(1).float(), (drawn + 1) * 127.5, atol=0.51, rtol=0)
 
 
+def test_the_way_from_one_latent_to_another_is_in_equal_steps():
+    start, end = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[8.0, 16.0], [1.0, -7.0]])
+    found = on_the_way(start, end, torch.lerp)
+    assert found[:WALK_IMAGES].tolist() == [[step, 2 * step] for step in range(9)]
+    assert found[WALK_IMAGES:].tolist() == [[1, 1 - step] for step in range(9)]
+
+
 def test_arithmetic_is_that_of_the_averages_of_three_classes():
     """Images are their latents, and a latent's class is its quadrant."""
     quadrants = replace(
@@ -211,7 +230,8 @@ def test_arithmetic_needs_three_classes():
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_sample_is_a_draw_of_the_prior_decoded(name: str):
-    """But for the conditional adversarial autoencoder, which draws from its labels' parts of the prior."""
+    """But for the conditional adversarial autoencoder, which draws from its labels' parts of the prior; and a flow
+    rounds its samples to levels."""
     model = build(name.split()[0], TINY[name], DataInfo(channels=3, classes=4), seed=0).eval()
     assert isinstance(model, FromLatents)
     given = {"labels": torch.arange(3)} if "label" in model.stages[-1].inputs else {}
@@ -219,10 +239,12 @@ def test_a_sample_is_a_draw_of_the_prior_decoded(name: str):
     with torch.no_grad():
         decoded = model.decode(model.prior(3, generator=torch.Generator().manual_seed(0)), **given)
     assert decoded.shape == sampled.shape
+    if isinstance(model, Flow):
+        decoded = from_levels(to_levels(decoded, model.levels), model.levels)
     assert torch.equal(sampled, decoded) or name == "adversarial_autoencoder conditional"
 
 
 def test_every_model_that_samples_from_latents_is_among_these():
-    """Beside those that draw pixel by pixel, and the flow, whose images change by whole levels."""
+    """Beside those that draw pixel by pixel, or code by code."""
     from_latents = {name for name, model in MODELS.items() if hasattr(model, "prior") and hasattr(model, "decode")}
     assert from_latents == {name.split()[0] for name in TINY}

@@ -14,7 +14,7 @@ from PIL import Image
 from genmodels.data import sprites
 from genmodels.data.manifest import factor_column, open_dataset
 from genmodels.errors import DataError
-from genmodels.evaluation import extractors
+from genmodels.evaluation import extractors, reals
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
 from genmodels.evaluation.images import as_bytes
 from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, TILE_PIXELS
@@ -245,7 +245,7 @@ def test_a_model_that_only_encodes_is_judged_by_its_codes(s3: Settings):
         assert metrics[name].gap_closed == pytest.approx(0, abs=1e-3)
     assert metrics["linear_probe_accuracy_of_pixels"].value > 0.8
     assert {"density", "generation"} < set(report.not_offered)
-    assert set(report.pictures) == {"reconstructions", "traversals"}
+    assert set(report.pictures) == {"reconstructions", "traversals", "interpolations_of_images"}
     progress = read_progress("evaluate", spec)
     assert progress
     assert progress.done == progress.total
@@ -278,7 +278,7 @@ def test_a_model_that_can_everything_is_judged_by_everything_and_first_by_its_de
     assert set(report.not_offered) == {"inception"}
     assert set(report.pictures) - {"latent_arithmetic"} == {  # which takes images of three classes
         *("samples", "training_neighbours"),
-        *("reconstructions", "traversals", "aggregated_posterior"),
+        *("reconstructions", "traversals", "interpolations_of_images", "aggregated_posterior"),
         *("interpolations", "linear_interpolations"),
     }
     progress = read_progress("evaluate", spec)
@@ -299,6 +299,28 @@ def test_another_number_of_importance_samples_judges_the_same_weights_again(s3: 
     assert second.metric("nats").value < first.metric("nats").value == first.metric("elbo_nats").value
     assert second.metric("elbo_nats") == first.metric("elbo_nats")
     assert first.protocol["density"] != second.protocol["density"]
+
+
+def test_a_flow_loses_nothing_of_an_image_and_its_likelihood_is_a_bound(s3: Settings):
+    spec = unjudged("flow", "digits", "steps=1", "hidden_channels=4", seed=320)
+    report = evaluate(spec)
+    assert report.metric("reconstruction_psnr").value == pytest.approx(58.9)
+    assert report.metric("reconstruction_fid_classifier").value == pytest.approx(0, abs=1e-4)
+    note = "lower bound, the exact density of uniformly dequantised pixels, 17 levels"
+    assert report.metric("bits_per_dim").note == report.metric("nats").note == note
+    assert report.metric("perceptual_path_length_classifier").value > 0
+    assert {"interpolations", "linear_interpolations", "interpolations_of_images"} < set(report.pictures)
+    assert set(report.not_offered) == {"inception"}
+
+    _, dataset = open_dataset("digits", str(spec.dataset_digest))
+    held_out = torch.from_numpy(dataset.table("test").read("image@8", reals.judged_by(dataset.table("test"), 16)))
+    sheet = np.asarray(Image.open(io.BytesIO(store().read(report.pictures["interpolations_of_images"]))))[..., 0]
+    walks = sheet[CAPTION_PIXELS + LINE_PIXELS :, MARGIN + LINE_PIXELS :]
+    side = TILE_PIXELS + LINE_PIXELS
+    for row in range(8):
+        ends = [walks[side * row :, side * column :][:TILE_PIXELS:8, :TILE_PIXELS:8] for column in (0, 8)]
+        for end, image in zip(ends, (held_out[row, 0], held_out[row + 8, 0]), strict=True):
+            np.testing.assert_allclose(end.astype(int), image, atol=1)  # grey 127.5 is rounded either way
 
 
 def test_the_clusters_of_an_infogan_are_held_against_the_classes(s3: Settings, monkeypatch):

@@ -121,6 +121,10 @@ class Representation(Task):
         resolution = self.real.shape[-1]
         decode = partial(representation.decoded, model, resolution=resolution, progress=lambda images: None)
         drawn["traversals"] = pictures.traversals(decode, codes)
+        pairs = min(INTERPOLATIONS, len(codes) // 2)
+        between = decode(interpolation.on_the_way(codes[:pairs], codes[pairs : 2 * pairs], torch.lerp))
+        caption = "from one held-out image to another, straight between their codes"
+        drawn["interpolations_of_images"] = contact_sheet({caption: between}, images_per_row=interpolation.WALK_IMAGES)
         if isinstance(model, HasPrior):
             prior, posterior = representation.prior_and_posterior(model, self.real)
             labels = self.labels if self.labelled else None
