@@ -1,5 +1,7 @@
 """What is published in Prefect, and the flows that Prefect starts itself, on the real stack."""
 
+import base64
+import io
 import json
 import re
 import signal
@@ -31,7 +33,7 @@ from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, RegisterReport, RunSpec
 from genmodels.steps.evaluate import PROTOCOL
 from genmodels.steps.register import with_interval
-from genmodels.steps.reports import load_report, report_key, save_report
+from genmodels.steps.reports import folder, load_report, report_key, save_report
 from genmodels.storage.objects import store
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
@@ -131,10 +133,12 @@ def test_schedules_make_runs_for_their_next_times(server: Settings):
 
 
 def test_a_matrix_is_trained_so_many_at_once(server: Settings):
-    """Both runs are done already, so that each only looks that up."""
-    variants = ["latent=4", "latent=3"]
-    for variant in variants:
-        registered(finished_run("progressive_gan", "digits", "fmap_max=4", variant, seed=900))
+    """Both runs are done already, so that each only looks that up; then all models' samples stand side by side."""
+    variants, greys = ["latent=4", "latent=3"], {}
+    for variant, grey in zip(variants, (60, 180), strict=True):
+        spec = finished_run("progressive_gan", "digits", "fmap_max=4", variant, seed=900)
+        store().put(f"{folder('train', spec)}/samples/{60_000:012d}.png", png(grey))
+        greys[rf"progressive\_gan v{registered(spec)}"] = grey
     matrix = {"models": ["progressive_gan"], "seeds": [900], "variants": variants, "workers": 1}
     matrix |= {"overrides": {"progressive_gan": ["fmap_max=4"]}}
     jobs = ray_jobs()
@@ -156,6 +160,17 @@ def test_a_matrix_is_trained_so_many_at_once(server: Settings):
     assert shown["flow_run_id"] == run
     for variant in variants:  # beside what tells the other tests' versions apart
         assert re.search(rf"\b{variant}\b", shown["data"]), shown["data"]
+    rows = re.findall(r"^\| (!\[.*) \|$", shown["data"], re.MULTILINE)
+    assert rows[0].count("![") > 1, "side by side"
+    samples = dict(re.findall(r"!\[([^\]]+)\]\(data:image/webp;base64,([^)]+)\)", " ".join(rows)))
+    for label, grey in greys.items():
+        assert np.asarray(Image.open(io.BytesIO(base64.b64decode(samples[label])))).mean() == pytest.approx(grey, abs=3)
+
+
+def png(grey: int) -> bytes:
+    picture = io.BytesIO()
+    Image.new("L", (64, 64), grey).save(picture, "PNG")
+    return picture.getvalue()
 
 
 def registered(spec: RunSpec) -> int:

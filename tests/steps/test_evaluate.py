@@ -323,6 +323,32 @@ def test_a_flow_loses_nothing_of_an_image_and_its_likelihood_is_a_bound(s3: Sett
             np.testing.assert_allclose(end.astype(int), image, atol=1)  # grey 127.5 is rounded either way
 
 
+def test_the_latent_manifold_of_two_dimensions_is_drawn(s3: Settings, monkeypatch):
+    """By a decoder that shows the code itself: one dimension grows to the right, the other upwards."""
+    spec = unjudged("vae", "digits", "latent=2", "evaluation.iwae_samples=1", seed=321)
+
+    def load_plain(spec: RunSpec) -> torch.nn.Module:
+        model = step.untrained(spec)
+
+        def decode(codes: torch.Tensor) -> torch.Tensor:
+            return codes.tanh().repeat_interleave(4, dim=1)[:, None, None].expand(-1, 1, 8, 8)
+
+        monkeypatch.setattr(model, "decode", decode)
+        return model
+
+    monkeypatch.setattr(step, "load_trained", load_plain)
+    pictures = evaluate(spec).pictures
+    sheet = np.asarray(Image.open(io.BytesIO(store().read(pictures["latent_manifold"]))))[..., 0]
+    assert sheet.shape[1] == 2 * MARGIN + 16 * (TILE_PIXELS + LINE_PIXELS) + LINE_PIXELS
+    middles = LINE_PIXELS + (TILE_PIXELS + LINE_PIXELS) * np.arange(16)
+    tiles = sheet[CAPTION_PIXELS:, MARGIN:]
+    across = tiles[middles[0] + TILE_PIXELS // 2, middles + TILE_PIXELS // 4].astype(int)
+    down = tiles[middles + TILE_PIXELS // 2, middles[0] + 3 * TILE_PIXELS // 4].astype(int)
+    assert (np.diff(across) > 0).all()
+    assert (np.diff(down) < 0).all()
+    assert across[0] + across[-1] == pytest.approx(255, abs=20), "even about the prior's middle"
+
+
 def test_the_clusters_of_an_infogan_are_held_against_the_classes(s3: Settings, monkeypatch):
     """A model that sorts digits without a mistake, under names of its own, beside k-means of their pixels."""
     spec = unjudged("infogan", "digits", seed=312)

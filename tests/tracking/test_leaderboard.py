@@ -175,7 +175,7 @@ def contender(model: str, *metrics: Metric) -> Contender:
 def test_every_likelihood_says_whether_it_is_exact_or_a_bound(capsys: pytest.CaptureFixture[str]):
     """In the table at a glance, which the command prints, in that of its axis, and on the page; a remark of nothing
     leaves no brackets."""
-    notes = {"flow": "exact", "vae": "lower bound of 64 importance samples", "gan": ""}
+    notes = {"pixelcnn": "exact", "vae": "lower bound of 64 importance samples", "gan": ""}
     models = [contender(name, metric("bits_per_dim", 2.0, note=note)) for name, note in notes.items()]
     column = Column(name="bits_per_dim", axis="density", better="lower", floor=None, baselines={}, places={})
     board = Leaderboard(protocol={}, columns=[column], contenders=models)
@@ -190,6 +190,18 @@ def test_every_likelihood_says_whether_it_is_exact_or_a_bound(capsys: pytest.Cap
         assert f'<small class="note">{note}</small>' in page
     assert glance.count("(") == of_axis.count("\\(") == 2
     assert page.count('class="note"') == 4  # two tables
+
+
+def test_samples_stand_side_by_side_four_in_a_row():
+    models = [contender(name, metric("fid", 1.0)) for name in ("gan", "dcgan", "vae", "flow", "sngan", "biggan")]
+    column = Column(name="fid", axis="generation", better="lower", floor=None, baselines={}, places={})
+    board = Leaderboard(protocol={}, columns=[column], contenders=models)
+    pictures = {each.label: f"data:{each.model}" for each in models if each.model != "vae"}
+    text = leaderboard.markdown(Comparison(dataset="many", leaderboards=[board], left_out={}), pictures)
+    first, second = [block.splitlines() for block in text.split("\n\n") if "![" in block]
+    assert first[0] == "| gan v1 | dcgan v1 | flow v1 | sngan v1 |"
+    assert first[2].startswith("| ![gan v1](data:gan) | ![dcgan v1](data:dcgan) | ![flow v1](data:flow) |")
+    assert second == ["| biggan v1 |", "| --- |", "| ![biggan v1](data:biggan) |"]
 
 
 def test_a_note_that_is_too_long_for_mlflow_ends_with_a_whole_row():
