@@ -16,11 +16,12 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.data.manifest import Manifest, open_dataset
-from genmodels.errors import GenmodelsError
+from genmodels.errors import GenmodelsError, SpecError
 from genmodels.evaluation.bootstrap import mean
 from genmodels.evaluation.images import as_bytes
 from genmodels.evaluation.pictures import grid
@@ -102,7 +103,12 @@ def work(task: dict[str, Any]) -> None:
 
 
 def load_trained(spec: RunSpec) -> GenerativeModel:
-    """The trained model, in evaluation mode on the CPU; raises MissingObject before it is trained."""
+    """The trained model, in evaluation mode on the CPU.
+
+    Raises:
+        MissingObject: before it is trained.
+        SpecError: if it was by other code, whose settings this one does not take.
+    """
     model = _built(spec)
     model.load_state_dict(safetensors.torch.load(store().get(_weights_key(spec))))
     return model.eval()
@@ -117,7 +123,14 @@ def untrained(spec: RunSpec) -> GenerativeModel:
 
 def _built(spec: RunSpec) -> GenerativeModel:
     manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
-    return build(spec.model, spec.config, _data_info(manifest), spec.seed)
+    try:
+        return build(spec.model, spec.config, _data_info(manifest), spec.seed)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise SpecError(
+            f"The run {spec.run_key[:8]} is of other code, and {spec.model} no longer takes its settings {names}; "
+            "train it again."
+        ) from None
 
 
 def _work(spec: RunSpec, task: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from genmodels.data import sprites
 from genmodels.data.manifest import factor_column, open_dataset
-from genmodels.errors import DataError
+from genmodels.errors import DataError, SpecError
 from genmodels.evaluation import extractors, reals
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
 from genmodels.evaluation.images import as_bytes
@@ -437,6 +437,13 @@ def test_what_is_not_trained_is_not_judged(s3: Settings):
     store().delete([f"runs/{spec.run_key}/weights.safetensors"])
     with pytest.raises(MissingObject):
         evaluate(spec)
+
+
+def test_a_run_of_settings_that_are_no_more_is_refused_by_their_names(s3: Settings):
+    spec = unjudged("autoencoder", "digits", seed=322)
+    old = spec.model_copy(update={"config": spec.config | {"iwae_samples": 64}})
+    with pytest.raises(SpecError, match="autoencoder no longer takes its settings iwae_samples; train it again"):
+        evaluate(old)
 
 
 def test_the_classifier_is_registered_with_the_model(tracking: Settings):
