@@ -74,6 +74,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             counts={"train": 1617, "test": 180},
         ),
         CatalogueEntry(
+            name="stacked_digits",
+            title="three of scikit-learn's digits as the channels of an image: 1,000 numbers (after Metz et al. 2017)",
+            licence="CC BY 4.0",
+            resolution=8,
+            channels=3,
+            read=readers.stacked_digits,
+            class_names=readers.NUMBERS,
+            counts=readers.STACKS,
+        ),
+        CatalogueEntry(
             name="photos",
             title="crops of scikit-learn's two photographs: a temple (a) and a flower (b)",
             licence="CC BY 2.0",

@@ -10,7 +10,17 @@ from PIL import Image
 
 from genmodels.data import sprites
 from genmodels.data.archives import open_archive
-from genmodels.data.examples import Examples, Files, files_of_archive, laid_out, named_by, of_arrays, read_idx, read_npz
+from genmodels.data.examples import (
+    Examples,
+    Files,
+    files_of_archive,
+    laid_out,
+    named_by,
+    of_arrays,
+    read_idx,
+    read_npz,
+    with_held_out,
+)
 from genmodels.data.images import decoded
 from genmodels.errors import DataError
 
@@ -23,6 +33,8 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 DIGITS = tuple("0123456789")
+STACKS = {"train": 50_000, "test": 26_000}  # 26 for each number, as usual where modes are counted
+NUMBERS = tuple(f"{number:03}" for number in range(1_000))
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -32,6 +44,19 @@ def digits(files: Mapping[str, Path]) -> Examples:
     rows = np.loadtxt(_sklearn_file("data/digits.csv.gz"), delimiter=",")
     images = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return of_arrays({"train": (images, rows[:, -1])}, DIGITS)
+
+
+def stacked_digits(files: Mapping[str, Path]) -> Examples:
+    """Three of scikit-learn's digits, each drawn by itself, as the channels of an image, and the number that they are,
+    the hundreds first. Stacks for training are of training digits only, those held out of held-out digits."""
+    singles = with_held_out(digits(files))
+    tables = {}
+    for table, count in STACKS.items():
+        found = [(single.content, single.label) for single in singles.read() if single.table == table]
+        images, labels = (np.stack(column) for column in zip(*found, strict=True))
+        rows = np.random.default_rng(0).integers(len(found), size=(count, 3))
+        tables[table] = images[rows].transpose(0, 2, 3, 1), labels[rows] @ (100, 10, 1)
+    return of_arrays(tables, NUMBERS)
 
 
 def photos(files: Mapping[str, Path]) -> Examples:

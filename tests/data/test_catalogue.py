@@ -83,6 +83,19 @@ def test_digits_are_scikit_learns():
     assert sum(e.table == "test" for e in read) == CATALOGUE["digits"].counts["test"]
 
 
+def test_stacked_digits_are_three_digits_of_one_table_and_their_number():
+    singles = {e.content.tobytes(): e for e in examples_of("digits")}  # type: ignore[union-attr]
+    stacks = examples_of("stacked_digits")
+    for stack in stacks:
+        found = [singles[np.ascontiguousarray(channel).tobytes()] for channel in np.moveaxis(stack.content, 2, 0)]  # type: ignore[arg-type]
+        assert [digit.table for digit in found] == [stack.table] * 3
+        assert f"{stack.label:03}" == "".join(str(digit.label) for digit in found)
+    for table, count in CATALOGUE["stacked_digits"].counts.items():
+        labels = [stack.label for stack in stacks if stack.table == table]
+        assert len(labels) == count
+        assert set(labels) == set(range(1_000))
+
+
 def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypatch: pytest.MonkeyPatch):
     """In the place of each photograph a picture whose red says to which part a tile belongs: 255 is held out."""
     tiles = np.zeros((4, 6), np.uint8)
@@ -96,11 +109,15 @@ def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypat
         assert example.content.min() == example.content.max() == expected
 
 
-def test_photographs_are_two_domains_of_the_published_counts_and_always_the_same():
-    once, again = examples_of("photos"), examples_of("photos")
-    for a, b in zip(once, again, strict=True):
-        assert a.name == b.name
+@pytest.mark.parametrize("name", ["photos", "stacked_digits"])
+def test_what_is_made_of_something_else_is_always_the_same(name: str):
+    for a, b in zip(examples_of(name), examples_of(name), strict=True):
+        assert (a.name, a.label) == (b.name, b.label)
         assert (a.content == b.content).all()  # type: ignore[union-attr]
+
+
+def test_photographs_are_two_domains_of_the_published_counts():
+    once = examples_of("photos")
     counts = {table: sum(e.table == table for e in once) for table in CATALOGUE["photos"].counts}
     assert counts == CATALOGUE["photos"].counts
 
