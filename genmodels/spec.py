@@ -241,9 +241,10 @@ class EvaluationReport(Judgement):
     - density: `bits_per_dim` and `nats`, whose note says exact or of which bound; both also `_of_independent_pixels`;
       `elbo_nats` where there is a tighter bound.
     - generation: `sliced_wasserstein`, `sliced_wasserstein_R`, `fid_E`, `kid_E`, `precision_E`, `recall_E`,
-      `density_E`, `coverage_E`, `label_agreement_E`, `ms_ssim_N_scales`, `training_distance_ratio`. Of translations
-      `sliced_wasserstein_absolute`, alone and `_untranslated`; with the ending `_to_D` that of each R and what is named
-      after E; `cycle_error_D`.
+      `density_E`, `coverage_E`, `ms_ssim_N_scales`, `training_distance_ratio`; of labelled data `modes_E`, how many
+      classes are among the samples, and `mode_divergence_E`, of their histogram from the real one in nats;
+      `label_agreement_E` of a model that is told the class. Of translations `sliced_wasserstein_absolute`, alone and
+      `_untranslated`; with the ending `_to_D` that of each R and what is named after E; `cycle_error_D`.
     - representation: `reconstruction_psnr`, `reconstruction_ssim` and `reconstruction_fid_E`, of the held-out images
       against these; `linear_probe_accuracy` and `nearest_neighbour_accuracy`, both also `_of_pixels`, `prior_mmd`,
       `active_units`, `perceptual_path_length_E`; where factors are known `mig`, `sap`, `factor_vae_score`,

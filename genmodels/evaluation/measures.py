@@ -13,6 +13,7 @@ from genmodels.evaluation.bootstrap import Estimate, mean, sample_mean
 from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import kid
+from genmodels.evaluation.modes import mode_scores
 
 SEED = 0
 PRIMARY = "sliced_wasserstein"  # needs no weights, so every data set has it
@@ -24,16 +25,18 @@ def likeness(
     images: Mapping[str, Tensor],
     extractors: Sequence[Extractor],
     *,
+    frequencies: Tensor | None = None,
     labels: Tensor | None = None,
     absolute: bool = False,
     replicates: int,
     progress: Callable[[str, int], None],
 ) -> dict[str, Estimate]:
     """Sliced Wasserstein, `absolute` or not, by pyramid level and in the mean; by extractor FID, KID, precision and
-    recall, density and coverage, and label agreement where there are labels.
+    recall, density and coverage, and where it knows classes their modes, and label agreement where there are labels.
 
     Args:
         real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
+        frequencies: of the real classes, (K,), where there are any.
         labels: the classes, (N,), that the judged images should have.
         progress: told what looks at the images, and how many more it has looked at.
     """
@@ -52,8 +55,12 @@ def likeness(
             tell = partial(progress, extractor.name)
             features = held_out_features(extractor, real[suffix]), extractor(images[suffix], tell)
             values = feature_measures(*features, replicates=replicates)
-            if labels is not None and extractor.knows_classes:
-                values["label_agreement"] = label_agreement(extractor, features[1], labels, replicates=replicates)
+            if frequencies is not None and extractor.knows_classes:
+                classes = extractor.classes(features[1])
+                generator = torch.Generator().manual_seed(SEED)
+                values |= mode_scores(classes, frequencies, generator=generator, replicates=replicates)
+                if labels is not None:
+                    values["label_agreement"] = label_agreement(classes, labels, replicates=replicates)
             measured |= {f"{measure}_{extractor.name}{suffix}": value for measure, value in values.items()}
     return {name: mean(levels)} | measured
 
@@ -68,10 +75,9 @@ def feature_measures(real: Tensor, fake: Tensor, *, replicates: int) -> dict[str
     }
 
 
-def label_agreement(extractor: Extractor, features: Tensor, labels: Tensor, *, replicates: int) -> Estimate:
-    """The share of features (N, D) whose class, as the extractor tells it, is that of their label (N,)."""
-    agree = extractor.classes(features) == labels
-    return replace(sample_mean(agree, replicates, torch.Generator().manual_seed(SEED)), better="higher")
+def label_agreement(classes: Tensor, labels: Tensor, *, replicates: int) -> Estimate:
+    """The share of images whose class (N,), as an extractor tells it, is that of their label (N,)."""
+    return replace(sample_mean(classes == labels, replicates, torch.Generator().manual_seed(SEED)), better="higher")
 
 
 def diversity(images: Tensor, *, replicates: int) -> dict[str, Estimate]:

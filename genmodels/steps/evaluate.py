@@ -32,7 +32,7 @@ from genmodels.steps.reports import Tracker, folder, load_report, progress_key, 
 from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store
 
-PROTOCOL = 4  # another number has every model judged again
+PROTOCOL = 5  # another number has every model judged again
 FEW_PIXELS = 2**20  # are judged before Ray has started another process
 
 Part = tuple[str, int]  # whom a task judges ("model", "untrained", or the "anchors" without either), and its place

@@ -58,6 +58,8 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
         "recall_classifier",
         "density_classifier",
         "coverage_classifier",
+        "modes_classifier",
+        "mode_divergence_classifier",
         "ms_ssim_1_scales",
         "training_distance_ratio",
         "perceptual_path_length_classifier",
@@ -71,6 +73,8 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
             continue
         assert metric.gap_closed == pytest.approx(0, abs=1e-3)
         assert metric.low <= metric.value <= metric.high  # equal where no sample lies among the real images
+    assert report.metric("modes_classifier").note == "of 10, in 180 samples"
+    assert report.metric("modes_classifier").value < some(report.metric("modes_classifier").floor) == 10
     for name in ("precision_classifier", "coverage_classifier"):
         assert report.metric(name).value < 0.3 < 0.6 < some(report.metric(name).floor)
     assert report.metric("training_distance_ratio").value > 1.5
@@ -105,8 +109,9 @@ def test_a_model_that_draws_the_training_set_closes_the_whole_gap(s3: Settings, 
 
     monkeypatch.setattr(step, "load_trained", load_memory)
     report = evaluate(spec)
-    for name in ("sliced_wasserstein", "fid_classifier", "kid_classifier"):
+    for name in ("sliced_wasserstein", "fid_classifier", "kid_classifier", "mode_divergence_classifier"):
         assert report.metric(name).gap_closed == pytest.approx(1, abs=0.15)
+    assert report.metric("modes_classifier").gap_closed == 1
     for name in ("precision_classifier", "recall_classifier", "density_classifier", "coverage_classifier"):
         metric = report.metric(name)
         assert metric.value == pytest.approx(metric.floor, abs=0.15)

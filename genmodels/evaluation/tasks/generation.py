@@ -5,10 +5,11 @@ from functools import cached_property, partial
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.data.dataset import Dataset
+from genmodels.data.dataset import Dataset, Table
 from genmodels.data.manifest import Manifest
 from genmodels.evaluation import generation, measures, memorisation, reals
 from genmodels.evaluation.bootstrap import Estimate
@@ -32,7 +33,8 @@ CYCLES = 16
 
 class Sampling(Task):
     """Samples, of the held-out images' classes where the model takes any: how much they are like those, how much they
-    differ among themselves, how far they are from the training images, and whether they are of their class."""
+    differ among themselves, how far they are from the training images, how many of their classes are among them, and
+    whether they are of their class."""
 
     kind = "samples"
     primary = measures.PRIMARY
@@ -43,9 +45,12 @@ class Sampling(Task):
         self.labels = labels_of(test, self.count) if conditional(model) else None
         self.real, self.others = images_of(test, manifest, self.count), images_of(self.train, manifest, self.count)
         self.extractors = extractors
+        self.frequencies = _frequencies(self.train, manifest.classes) if manifest.classes > 1 else None
         self.protocol = _protocol(manifest, extractors) | {
             "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES}
         }
+        if self.frequencies is not None:
+            self.protocol["modes"] = "classes of the training images"
         if self.labels is not None:
             self.protocol["label_agreement"] = "classes of the held-out images"
         self.anchor_looks = self.count * (1 + len(extractors))
@@ -73,14 +78,20 @@ class Sampling(Task):
         scores = self._scores(self.others, None, 0, progress) | {"training_distance_ratio": exactly(1.0)}
         for extractor in self.extractors:
             if self.labels is not None and extractor.knows_classes:
-                features = held_out_features(extractor, self.real)
-                agreement = measures.label_agreement(extractor, features, self.labels, replicates=0)
+                classes = extractor.classes(held_out_features(extractor, self.real))
+                agreement = measures.label_agreement(classes, self.labels, replicates=0)
                 scores[f"label_agreement_{extractor.name}"] = agreement
         return scores
 
     def _scores(self, made: Tensor, labels: Tensor | None, replicates: int, progress: Looks) -> dict[str, Estimate]:
         alike = measures.likeness(
-            {"": self.real}, {"": made}, self.extractors, labels=labels, replicates=replicates, progress=progress
+            {"": self.real},
+            {"": made},
+            self.extractors,
+            frequencies=self.frequencies,
+            labels=labels,
+            replicates=replicates,
+            progress=progress,
         )
         return alike | measures.diversity(made, replicates=replicates)
 
@@ -153,6 +164,11 @@ class Translation(Task):
             )
             for (source, target), each in made.items()
         }
+
+
+def _frequencies(train: Table, classes: int) -> Tensor:
+    """How many training images are of each class, (classes,) int64."""
+    return torch.from_numpy(np.bincount(train.read("label", np.arange(train.rows)), minlength=classes))
 
 
 def _protocol(manifest: Manifest, extractors: Sequence[Extractor]) -> dict[str, Any]:
