@@ -16,9 +16,8 @@ from torch import Tensor
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.download import LocatedFile, fetch
 from genmodels.data.manifest import Manifest
-from genmodels.evaluation import inception, reals
+from genmodels.evaluation import reals
 from genmodels.evaluation.classifier import IMAGES_SHOWN, LARGEST, Classifier, accuracy, train_classifier
-from genmodels.evaluation.inception import Inception
 from genmodels.spec import Record
 from genmodels.storage.objects import store
 
@@ -140,11 +139,13 @@ def classifier_extractor(classifier: TrainedClassifier, device: torch.device) ->
 
 def inception_extractor(device: torch.device) -> Extractor:
     """The network of published FIDs, (N, 2048); raises DataError if the weights in the object store are not those."""
+    from genmodels.evaluation.inception import INPUT_PIXELS, Inception  # with torchvision's models, which take seconds
+
     path, _ = fetch(INCEPTION)
     return Extractor(
         name="inception",
         digest=str(INCEPTION.sha256),
-        resize=f"bilinear to {inception.INPUT_PIXELS}x{inception.INPUT_PIXELS} with aligned corners, as TensorFlow 1",
+        resize=f"bilinear to {INPUT_PIXELS}x{INPUT_PIXELS} with aligned corners, as TensorFlow 1",
         network=Inception(path.read_bytes()).to(device),
         device=device,
     )

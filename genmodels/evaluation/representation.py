@@ -4,10 +4,8 @@ many of their dimensions are used, and how their distribution lies on the prior'
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from genmodels.evaluation.bootstrap import Estimate, original_and_resampled
 from genmodels.evaluation.generation import batches, device_of
@@ -58,6 +56,8 @@ def prior_and_posterior(model: HasPrior, images: Tensor) -> tuple[Tensor, Tensor
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each reconstruction in dB, (N,), at most 58.9; both (N, C, R, R) uint8."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds
+
     ratio = peak_signal_noise_ratio(
         reconstructions.float(), images.float(), data_range=255.0, dim=(1, 2, 3), reduction="none"
     )
@@ -67,6 +67,8 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
 def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of each reconstruction, (N,), 1 for equal images. The window of 11
     pixels and sigma 1.5 shrinks with smaller images."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
+
     sigma = 1.5 * min(SSIM_WINDOW, images.shape[-1]) / SSIM_WINDOW
     pairs = zip(reconstructions.float().split(BATCH_ROWS), images.float().split(BATCH_ROWS), strict=True)
     similarities = [
@@ -99,6 +101,8 @@ def clustered(model: Clusters, images: Tensor, progress: Callable[[int], None]) 
 def matched(clusters: Tensor, labels: Tensor) -> Tensor:
     """Whether each image's cluster (N,) stands for its class (N,), where each class has at most one cluster and most
     images are right: the assignment of the Hungarian method (Kuhn 1955)."""
+    from scipy.optimize import linear_sum_assignment  # takes a second
+
     together = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1)
     together.index_put_((clusters, labels), torch.ones(()), accumulate=True)
     of_class = torch.full((together.shape[0],), -1)
