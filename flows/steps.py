@@ -154,7 +154,7 @@ def _run(
             job = attach_or_submit(
                 step, spec, links={"prefect_flow_run": flow_url(), STARTED_BY: _started_by()}, again=again
             )
-            if not _follow(job):
+            if not _follow(job, until_report=not again):
                 return _cancelled()
             report = load_report(step, spec, kind)
         if report is None:
@@ -181,13 +181,13 @@ def _failed(error: GenmodelsError) -> State:
     return Failed(message=f"{task_run.name} failed{where}: {error} {outlook}", data=error)
 
 
-def _follow(job: Job) -> bool:
-    """Tell people of a job until it has succeeded; False if the flow run was cancelled, and the job stopped."""
+def _follow(job: Job, *, until_report: bool) -> bool:
+    """Tell people of a job until it is done; False if the flow run was cancelled, and the job stopped."""
     _announce(job)
     live, logs, watch, cancel_due = Live(job.step, job.spec), _LogRelay(job), watcher.get(), Every(3)
     try:
         with Pulse() as pulse:
-            for update in job.follow():
+            for update in job.follow(until_report=until_report):
                 logs.relay(update.lines)
                 live.update(update.progress)
                 pulse.beat(update.progress)

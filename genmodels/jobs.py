@@ -156,15 +156,19 @@ class Job:
             metadata={**identity, **links, "ray_job": self.url},
         )
 
-    def follow(self, *, interval_seconds: float = 1.0, patience_seconds: float = 300.0) -> Iterator[Update]:
-        """Updates, one each interval, until the job has succeeded.
+    def follow(
+        self, *, until_report: bool = False, interval_seconds: float = 1.0, patience_seconds: float = 300.0
+    ) -> Iterator[Update]:
+        """Updates, one each interval, until the job has succeeded; or, `until_report`, until its step has left its
+        report, seconds before Ray has taken down all that belongs to the job.
 
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
         own error if it failed, UnavailableError if the job was lost or somebody stopped it.
         """
         tail = _LogTail(self.cluster, self.id)
         answered = time.monotonic()
-        while True:
+        info: JobInfo | None = None
+        while not (until_report and self._has_left_report()):
             lines: list[str] = []
             try:
                 info = self.info()
@@ -184,7 +188,7 @@ class Job:
             yield Update(self._progress(), lines)
             time.sleep(interval_seconds)
         yield Update(self._progress(), tail.close())
-        if info.status != "SUCCEEDED":
+        if info and info.status not in {*RUNNING, "SUCCEEDED"}:
             raise self._error(info)
 
     def stop(self, *, timeout_seconds: float = 15.0) -> None:
@@ -193,6 +197,12 @@ class Job:
         deadline = time.monotonic() + timeout_seconds
         while (info := self.info()) and info.status in RUNNING and time.monotonic() < deadline:
             time.sleep(0.25)
+
+    def _has_left_report(self) -> bool:
+        try:
+            return is_done(self.step, self.spec)
+        except GenmodelsError:
+            return False
 
     def _progress(self) -> Progress | None:
         try:

@@ -12,11 +12,11 @@ from fault_proxy import FaultProxy
 from PIL import Image
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
-from genmodels.jobs import Job, RayJobs, attach_or_submit, latest_job
+from genmodels.jobs import RUNNING, Job, RayJobs, attach_or_submit, latest_job
 from genmodels.settings import Settings
-from genmodels.spec import PrepareReport, RunSpec
+from genmodels.spec import PrepareReport, RegisterReport, RunSpec
 from genmodels.steps.prepare import prepare
-from genmodels.steps.reports import load_report
+from genmodels.steps.reports import load_report, save_report
 from genmodels.steps.resolve import resolve
 
 
@@ -98,6 +98,21 @@ def test_a_job_that_somebody_stopped_may_be_tried_again(pictures: RunSpec):
     job.stop()
     with pytest.raises(UnavailableError, match="was stopped, by another run that shared it"):
         list(following)
+
+
+def test_a_report_is_not_kept_waiting_for_the_end_of_its_job(pictures: RunSpec):
+    spec = pictures.with_dataset("0" * 64)
+    job = Job("register", spec, 1, RayJobs())
+    job.cluster.submit(job.id, "echo done; exec sleep 300", {})
+    following = job.follow(until_report=True)
+    next(following)
+    about = {"run_key": spec.run_key, "name": "a", "version": 1, "model_uri": "models:/a/1", "mlflow_run_id": "1"}
+    save_report("register", spec, RegisterReport.model_validate(about | {"seconds": 0}))
+    list(following)
+    info = job.info()
+    assert info
+    assert info.status in RUNNING
+    job.stop()
 
 
 @pytest.fixture
