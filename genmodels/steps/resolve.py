@@ -1,11 +1,12 @@
 """From what a person typed to a spec; all that can be refused before work starts is refused here."""
 
-import ast
+import dis
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -119,9 +120,26 @@ def sources(module: str) -> set[Path]:
         for path in root.glob(pattern)
     }
     path = modules[module]
-    imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
-    names = {name for node in imports for name in (node.module, *(f"{node.module}.{x.name}" for x in node.names))}
+    names = set(_imported(compile(path.read_bytes(), path, "exec")))
     return {path}.union(*(sources(name) for name in modules.keys() & names))
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """The modules that code imports, and as of modules what it imports from them.
+
+    Not read off a tree of `ast`: Python 3.11 fails where another thread makes one too (python/cpython#106905), and
+    Prefect does.
+    """
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = instruction.argval
+            yield module
+        elif instruction.opname == "IMPORT_FROM":
+            yield f"{module}.{instruction.argval}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported(constant)
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
