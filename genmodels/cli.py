@@ -343,6 +343,10 @@ def sample(
     model_uri: ModelUri,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: Seed = 0,
+    truncation: Annotated[
+        float | None,
+        typer.Option(help="Largest |z| of the normal numbers in a latent: less makes images likelier and more alike."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("grid.png"),
 ) -> None:
     """Draw images from a registered model into one picture."""
@@ -352,7 +356,8 @@ def sample(
     from genmodels.tracking.registry import sample
 
     with working(f"sampling {model_uri}"):
-        save(grid(sample(model_uri, n, seed=seed), columns=math.ceil(math.sqrt(n))), out)
+        images = sample(model_uri, n, seed=seed, truncation=truncation)
+        save(grid(images, columns=math.ceil(math.sqrt(n))), out)
     console.print(f"{n} images of {model_uri} are in {out}.")
 
 

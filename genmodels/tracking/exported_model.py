@@ -9,6 +9,7 @@ graph of ATen operators and loops on tensors of fixed sizes, and hands a clean a
 
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -128,9 +129,10 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class ExportedModel(PythonModel):
-    """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes);
-    one that translates takes images and the parameter `to`, one of its domains; one that reconstructs gives images back
-    from their codes, as every model with codes does by `encode` and `decode`; one that classifies gives logits."""
+    """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes)
+    and the parameter `truncation`, the largest |z| of the standard normal numbers that it draws; one that translates
+    takes images and the parameter `to`, one of its domains; one that reconstructs gives images back from their codes,
+    as every model with codes does by `encode` and `decode`; one that classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -157,14 +159,24 @@ class ExportedModel(PythonModel):
             return self._run(self.programs["logits"], [_scaled(np.asarray(model_input))]).numpy()
         seeds = [int(seed) for seed in model_input["seed"]]
         labels = [int(label) for label in model_input["label"]] if "label" in model_input else None
-        return self.sample(seeds, labels)
+        return self.sample(seeds, labels, (params or {}).get("truncation"))
 
-    def sample(self, seeds: list[int], labels: list[int] | None = None) -> np.ndarray:
-        """The images of these seeds; labels are drawn by the seed where none are given."""
+    def sample(self, seeds: list[int], labels: list[int] | None = None, truncation: float | None = None) -> np.ndarray:
+        """The images of these seeds; labels are drawn by the seed where none are given. With a truncation the standard
+        normal numbers lie within it, and images are nearer to the average one (Brock et al. 2019, section 3.1)."""
         classes = self.facts["classes"]
         if labels is not None and not (len(labels) == len(seeds) and all(0 <= label < classes for label in labels)):
             raise ValueError(f"Expected a label for each of the {len(seeds)} seeds, from 0 to {classes - 1}.")
-        return self.of_draws([self.draws(seed, labels[row] if labels else None) for row, seed in enumerate(seeds)])
+        if truncation is not None and not truncation > 0:
+            raise ValueError(f"The truncation is the largest |z| and above 0, not {truncation}.")
+        if truncation is not None and all(entry["kind"] != "randn" for entry in self.facts["draws"]):
+            raise ValueError(
+                "This model draws no standard normal numbers, only uniform ones, which have no tails to cut off; leave "
+                "the truncation out."
+            )
+        return self.of_draws(
+            [self.draws(seed, labels[row] if labels else None, truncation) for row, seed in enumerate(seeds)]
+        )
 
     def of_draws(self, rows: list[list[Tensor]]) -> np.ndarray:
         """The images of these rows of random numbers, which are those of seeds or lie between them."""
@@ -189,12 +201,15 @@ class ExportedModel(PythonModel):
             raise ValueError("This model has no codes of images.")
         return self.programs[name]
 
-    def draws(self, seed: int, label: int | None = None) -> list[Tensor]:
+    def draws(self, seed: int, label: int | None = None, truncation: float | None = None) -> list[Tensor]:
         """What the model itself draws, in the same order, for one image with a generator of this seed; and the label,
-        if it knows classes."""
+        if it knows classes. The truncation draws nothing more."""
         generator = torch.Generator().manual_seed(seed)
         draw = {"randn": torch.randn, "rand": torch.rand}
         row = [draw[entry["kind"]](1, *entry["shape"], generator=generator) for entry in self.facts["draws"]]
+        if truncation is not None:
+            kinds = [entry["kind"] for entry in self.facts["draws"]]
+            row = [_truncated(z, truncation) if kind == "randn" else z for kind, z in zip(kinds, row, strict=True)]
         if self.facts["classes"]:
             drawn = torch.randint(self.facts["classes"], (1,), generator=generator)
             row.append(drawn if label is None else torch.tensor([label]))
@@ -206,6 +221,16 @@ class ExportedModel(PythonModel):
         filled = [torch.cat((each, each.new_zeros(-count % size, *each.shape[1:]))) for each in inputs]
         batches = zip(*(each.to(self.device).split(size) for each in filled), strict=True)
         return torch.cat([program(*batch).cpu() for batch in batches])[:count]
+
+
+def _truncated(normal: Tensor, limit: float) -> Tensor:
+    """Standard normal numbers as standard normal ones given that |z| <= limit, each at the quantile that it had. To
+    draw again what lies outside gives the same distribution, but a seed another image."""
+    inside = math.erf(limit / math.sqrt(2))
+    if inside == 1:  # in float64, whose inverse would be no identity either
+        return normal
+    truncated = math.sqrt(2) * torch.erfinv(inside * torch.erf(normal.double() / math.sqrt(2)))
+    return truncated.clamp(-limit, limit).to(normal.dtype)
 
 
 def _scaled(images: np.ndarray) -> Tensor:

@@ -139,7 +139,8 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
     if facts["kind"] == "samples":
         labels = [ColSpec("long", "label", required=False)] if facts["classes"] else []
         example = pd.DataFrame({"seed": [0, 1]} | ({"label": [0, 1]} if labels else {}))
-        return ModelSignature(Schema([ColSpec("long", "seed"), *labels]), images), example
+        params = ParamSchema([ParamSpec("truncation", "double", None)])
+        return ModelSignature(Schema([ColSpec("long", "seed"), *labels]), images, params), example
     if facts["kind"] == "reconstructs":
         return ModelSignature(images, images), ramp
     if facts["kind"] == "translates":

@@ -193,8 +193,13 @@ def load(model_uri: str) -> Any:
     )
 
 
-def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> np.ndarray:
-    """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same."""
+def sample(
+    model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None, truncation: float | None = None
+) -> np.ndarray:
+    """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same.
+
+    `truncation` is the largest |z| of a standard normal number that is drawn. Raises SpecError if the model draws none.
+    """
     model = load(model_uri)
     if model.facts["kind"] == "reconstructs":
         raise SpecError(
@@ -206,7 +211,7 @@ def sample(model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | Non
     if labels is not None and not model.facts["classes"]:
         raise SpecError(f"{model_uri} knows no classes; leave the labels out.")
     try:
-        return model.sample(seeds_of(seed, n), None if labels is None else list(labels))
+        return model.sample(seeds_of(seed, n), None if labels is None else list(labels), truncation)
     except ValueError as error:
         raise SpecError(str(error)) from error
 

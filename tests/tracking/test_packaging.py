@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, norm, truncnorm
 from torch import Tensor, nn
 
 from genmodels.errors import SpecError
@@ -20,7 +22,7 @@ from genmodels.models import MODELS, build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, scaled
 from genmodels.spec import RunSpec
 from genmodels.tracking import packaging
-from genmodels.tracking.exported_model import ExportedModel, UnsafeProgram, load_program
+from genmodels.tracking.exported_model import ExportedModel, UnsafeProgram, _truncated, load_program
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,63 @@ def test_labels_choose_the_class_and_are_drawn_where_none_are_given(tmp_path: Pa
     np.testing.assert_allclose(export.sample([9]).astype(int), drawn, atol=1)
     with pytest.raises(ValueError, match="from 0 to 9"):
         export.sample([9], [10])
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.5, 2.0, 7.0])
+def test_truncated_draws_are_those_of_a_truncated_normal_in_the_order_of_the_draws(limit: float):
+    """By scipy's distribution function, which makes of such draws uniform numbers, as it does of those of a normal."""
+    model = drawing({"kind": "randn", "shape": [20_000]}, {"kind": "rand", "shape": [3]}, classes=5)
+    normal, uniform, label = model.draws(4)
+    truncated, same_uniform, same_label = model.draws(4, truncation=limit)
+    assert truncated.dtype == normal.dtype
+    assert truncated.abs().max() <= limit * (1 + 1e-6)
+    assert (truncated[0, normal[0].argsort()].diff() >= 0).all()  # two that were hardly apart may be one in float32
+    assert torch.equal(same_uniform, uniform) and torch.equal(same_label, label)  # nothing more was drawn
+    quantiles = truncnorm.cdf(truncated.double().numpy(), -limit, limit)
+    np.testing.assert_allclose(quantiles, norm.cdf(normal.double().numpy()), atol=1e-6)
+    assert kstest(quantiles[0], "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("limit", [8.5, math.inf])
+def test_a_truncation_beyond_all_draws_changes_no_bit(limit: float):
+    model = drawing({"kind": "randn", "shape": [20_000]})
+    assert torch.equal(model.draws(4, truncation=limit)[0], model.draws(4)[0])
+
+
+def test_numbers_where_the_error_function_is_one_stay_finite():
+    far = torch.tensor([-40.0, -9.0, 9.0, 40.0])
+    assert _truncated(far, 2.0).tolist() == [-2.0, -2.0, 2.0, 2.0]
+    assert _truncated(far.double(), 8.0).abs().max() <= 8.0
+
+
+def test_truncated_images_are_those_of_truncated_latents(tmp_path: Path):
+    """A GAN's image of a seed, of its latent after scipy's own map between the quantiles of the two distributions."""
+    model, export = exported(tmp_path, "gan", channels=1)
+    latent = torch.randn(1, model.config.latent, generator=torch.Generator().manual_seed(9))  # type: ignore[attr-defined]
+    within = truncnorm.ppf(norm.cdf(latent.double().numpy()), -0.5, 0.5)
+    own = as_uint8(model.decode(torch.from_numpy(within).float()))  # type: ignore[operator]
+    np.testing.assert_allclose(export.predict(None, {"seed": [9]}, {"truncation": 0.5}).astype(int), own, atol=1)
+    assert not np.array_equal(export.sample([9]), own)
+    assert np.array_equal(export.predict(None, {"seed": [9]}, {"truncation": None}), export.sample([9]))
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_truncation_that_leaves_nothing_is_refused(limit: float):
+    with pytest.raises(ValueError, match=r"largest \|z\| and above 0, not"):
+        drawing({"kind": "randn", "shape": [2]}).sample([0], truncation=limit)
+
+
+def test_a_model_without_normal_draws_refuses_a_truncation_and_says_why():
+    model = drawing({"kind": "rand", "shape": [2]})
+    with pytest.raises(ValueError, match="draws no standard normal numbers, only uniform ones"):
+        model.predict(None, {"seed": [0]}, {"truncation": 1.0})
+
+
+def drawing(*draws: dict[str, Any], classes: int = 0) -> ExportedModel:
+    """A model of which it is known only what it draws."""
+    model = ExportedModel()
+    model.facts = {"kind": "samples", "draws": list(draws), "classes": classes}
+    return model
 
 
 def test_translations_are_the_models(tmp_path: Path):

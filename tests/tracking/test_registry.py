@@ -69,18 +69,20 @@ def test_the_champion_is_sampled_in_one_line_without_this_project(
     report = register(spec)
     promote(spec)
     uri = f"models:/{without_champion}@champion"
-    by_class, drawn = (
+    by_class, drawn, near = (
         'model.predict({"seed": [3, 1, 3], "label": [0, 1, 0]})',
         'model.predict(pd.DataFrame({"seed": range(20)}))',
+        'model.predict({"seed": [3, 1]}, params={"truncation": 0.5})',
     )
-    images = predicted_by(elsewhere, uri, f"np.concatenate([{by_class}, {drawn}])", tmp_path)
-    assert images.shape == (23, 8, 8, 1)
+    images = predicted_by(elsewhere, uri, f"np.concatenate([{by_class}, {drawn}, {near}])", tmp_path)
+    assert images.shape == (25, 8, 8, 1)
     assert images.dtype == np.uint8
     assert np.array_equal(images[0], images[2])
     assert not np.array_equal(images[0], images[1])
     own = load(report.model_uri)
     assert np.array_equal(images[:3], own.sample([3, 1, 3], [0, 1, 0]))
-    assert np.array_equal(images[3:], own.sample(list(range(20))))
+    assert np.array_equal(images[3:23], own.sample(list(range(20))))
+    assert np.array_equal(images[23:], own.sample([3, 1], truncation=0.5))
 
 
 def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, elsewhere: Path, tmp_path: Path):
@@ -103,6 +105,10 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
     few, many = sample(uri, 3, seed=5), sample(uri, 9, seed=5)
     assert np.array_equal(few, many[:3])
     assert not np.array_equal(many, sample(uri, 9, seed=6))
+    assert np.array_equal(many, sample(uri, 9, seed=5, truncation=9.0))
+    assert not np.array_equal(many, sample(uri, 9, seed=5, truncation=0.5))
+    with pytest.raises(SpecError, match="above 0, not -1"):
+        sample(uri, 1, truncation=-1.0)
     with pytest.raises(SpecError, match="knows no classes"):
         sample(uri, 1, labels=[1])
     with pytest.raises(SpecError, match="cannot translate"):
