@@ -227,10 +227,8 @@ class Watch:
         self._queue.log(values, engine.position.images)
 
     def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
-        """To MLflow, beside the norms of the gradients; alarms go with the progress to the one who follows."""
-        watched = {f"guard/{name}": value for name, value in values.items()}
-        norms = {f"gradient_norm/{name}": value for name, value in engine.gradient_norms().items()}
-        self._queue.log(watched | norms, engine.position.images)
+        """To MLflow; alarms go with the progress to the one who follows."""
+        self._queue.log({f"guard/{name}": value for name, value in values.items()}, engine.position.images)
         self._alarms = list(alarms)
         if self._latest:
             self._latest = self._latest.model_copy(update={"alarms": self._alarms})

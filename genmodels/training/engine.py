@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from genmodels.errors import SpecError
 from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Update
@@ -30,8 +30,11 @@ from genmodels.training.workers import Workers
 MAX_TERMS = 16
 PREPROCESSING = -1
 
+NORM = "gradient_norm"
+NORM_UPDATES = 5  # lazy penalties are due every 4 or 16 steps, so that each of these is as likely to meet one
+
 Totals = dict[str, tuple[float, int]]
-"""Sum and number of each loss term's values, as update/term."""
+"""Sum and number of the values of each loss term, and of the norm of each gradient, as update/term."""
 
 
 def means(totals: Totals, since: Totals) -> dict[str, float]:
@@ -58,7 +61,7 @@ class Position:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss became NaN or infinite; the update it belongs to was not applied."""
+    """A loss or its gradient became NaN or infinite; the update it belongs to was not applied."""
 
     def __init__(self, stage: str, update: str, terms: list[str], images: int):
         self.stage, self.update, self.terms, self.images = stage, update, terms, images
@@ -165,7 +168,9 @@ class Engine:
         self._advance(stage)
 
     def losses(self) -> dict[str, float]:
-        """Mean of every loss term since the last call, over steps and workers, as update/term; waits for the device.
+        """Mean of every loss term since the last call, over steps and workers, as update/term, and of the norm of each
+        update's gradient before it is clipped (of all that are, else of every fifth), as update/gradient_norm; waits
+        for the device.
 
         Raises:
             NonFiniteLoss: if one of them was not finite.
@@ -185,11 +190,6 @@ class Engine:
             for trained in self._trained
             for name, total in trained.sums.items()
         }
-
-    def gradient_norms(self) -> dict[str, float]:
-        """Norm of the gradient that each update last stepped along, clipped if it was; waits for the device."""
-        gradients = {t.update.name: [p.grad for p in t.update.parameters if p.grad is not None] for t in self._trained}
-        return {name: float(get_total_norm(parts)) for name, parts in gradients.items() if parts}
 
     @contextmanager
     def previewing(self) -> Iterator[GenerativeModel]:
@@ -310,14 +310,18 @@ class Engine:
             else:
                 with gradients.reducing(list(sums.values())):
                     total.backward(inputs=update.parameters)
-        means = gradients.scalars[: len(sums)]
-        for name, value in zip(sums, means.clone().unbind(), strict=True):
+        values = dict(zip(sums, gradients.scalars[: len(sums)].clone().unbind(), strict=True))
+        clip = self.training.gradient_clip
+        # To read all gradients once more takes 2 % of a step where layers are dense and batches small.
+        if clip is not None or self.update_counts.get(update.name, 0) % NORM_UPDATES == 0:
+            values[NORM] = get_total_norm([p.grad for p in update.parameters if p.grad is not None])
+        for name, value in values.items():
             trained.sums[name] = trained.sums[name] + value if name in trained.sums else value.double()
             trained.counts[name] = trained.counts.get(name, 0) + 1
         if self.device.type == "cpu":  # Looking is free where the device is the host; elsewhere it waits for a read.
             self._check_finite()
-        if self.training.gradient_clip is not None:
-            clip_grad_norm_(update.parameters, self.training.gradient_clip)
+        if clip is not None:
+            clip_grads_with_norm_(update.parameters, clip, values[NORM])
         rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)
         for group in trained.optimizer.param_groups:
             group["lr"] = rate
@@ -333,5 +337,5 @@ class Engine:
         for trained in self._trained:
             if trained.sums and not torch.stack(list(trained.sums.values())).isfinite().all():
                 bad = [name for name, value in trained.sums.items() if not value.isfinite()]
-                named = [name for name in bad if name != "loss"] or bad
+                named = [name for name in bad if name not in {"loss", NORM}] or bad[:1]
                 raise NonFiniteLoss(self.stage.name, trained.update.name, named, self.position.images)

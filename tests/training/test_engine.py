@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from toy import Toy, ToyConfig, batches, engine, flat, run_worker
 
@@ -123,11 +124,50 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
         engine(accumulation=3)
 
 
-def test_clipping_bounds_the_norm():
-    run = engine(gradient_clip=1e-3)
+def norm(network: nn.Module) -> float:
+    """Of the gradient that was stepped along."""
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).norm().item()
+
+
+def test_clipping_bounds_the_norm_and_what_it_was_before_is_told():
+    run, free = engine(gradient_clip=1e-3), engine()
     run.step()
-    norm = torch.stack([p.grad.norm() for p in run.model.critic.parameters() if p.grad is not None]).norm()
-    assert norm.item() == pytest.approx(1e-3, rel=1e-4)
+    free.step()
+    assert norm(run.model.critic) == pytest.approx(1e-3, rel=1e-4)
+    told, expected = run.losses()["critic/gradient_norm"], free.losses()["critic/gradient_norm"]
+    assert told == expected == pytest.approx(norm(free.model.critic))
+
+
+def test_of_every_fifth_gradient_the_norm_is_told():
+    """The generator's update is due in every second step, so that its fifth after the first comes in the tenth."""
+    run, critic, generator = engine(), [], []
+    for step in range(11):
+        run.step()
+        if step % 5 == 0:
+            critic.append(norm(run.model.critic))
+        if step % 10 == 0:
+            generator.append(norm(run.model.generator))
+    means = run.losses()
+    assert means["critic/gradient_norm"] == pytest.approx(sum(critic) / 3)
+    assert means["generator/gradient_norm"] == pytest.approx(sum(generator) / 2)
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_not_applied():
+    """The square root of 0 is finite, and its derivative is not."""
+
+    class Kinked(Toy):
+        def critic_loss(self, batch, context):  # type: ignore[no-untyped-def]
+            terms = super().critic_loss(batch, context)
+            kink = (0 * next(self.critic.parameters()).sum()).sqrt()
+            return terms if context.step != 5 else type(terms)(terms.total + kink, terms.terms)
+
+    run = engine(Kinked())
+    for _ in range(5):
+        run.step()
+    before = flat(run.model.state_dict())
+    with pytest.raises(NonFiniteLoss, match=r"critic update's 'gradient_norm' is not finite .* after 40 images"):
+        run.step()
+    assert torch.equal(flat(run.model.state_dict()), before)
 
 
 def test_a_loss_that_is_not_finite_is_named_and_not_applied():
