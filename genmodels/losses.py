@@ -1,6 +1,7 @@
 """Adversarial losses by name, the penalties that go with them, and divergences. Logits are a discriminator's output,
 (B, ...)."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ class AdversarialLoss:
     allows_small_gradients: bool = False
     clips_weights: bool = False
     undecided: float | None = 0.0  # the logit of an image that is as likely real as fake; critics have none
+    undecided_loss: float = 2 * math.log(2)  # the discriminator's if all images get that logit; its floor is 0
 
 
 def binary_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -87,13 +89,13 @@ AdversarialName = Literal[
 ADVERSARIAL: dict[AdversarialName, AdversarialLoss] = {
     "minimax": AdversarialLoss(binary_discriminator, minimax_generator),
     "non_saturating": AdversarialLoss(binary_discriminator, non_saturating_generator),
-    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator, undecided=0.5),
+    "lsgan": AdversarialLoss(lsgan_discriminator, lsgan_generator, undecided=0.5, undecided_loss=0.25),
     "wgan": AdversarialLoss(wasserstein_critic, critic_generator, clips_weights=True, undecided=None),
     "wgan_gp": AdversarialLoss(wasserstein_critic, critic_generator, penalises_gradients=True, undecided=None),
     "wgan_lp": AdversarialLoss(
         wasserstein_critic, critic_generator, penalises_gradients=True, allows_small_gradients=True, undecided=None
     ),
-    "hinge": AdversarialLoss(hinge_discriminator, critic_generator),
+    "hinge": AdversarialLoss(hinge_discriminator, critic_generator, undecided_loss=2.0),
     "relativistic_average": AdversarialLoss(
         relativistic_average_discriminator, relativistic_average_generator, relativistic=True
     ),

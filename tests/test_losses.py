@@ -97,6 +97,16 @@ def test_relativistic_average_looks_at_differences_alone():
     assert loss.discriminator(ZEROS + 3, ZEROS + 3).item() == pytest.approx(2 * LOG_2)
 
 
+@pytest.mark.parametrize("name", [name for name, loss in ADVERSARIAL.items() if loss.undecided is not None])
+def test_the_loss_of_an_undecided_discriminator_is_known_and_the_floor_is_zero(name):
+    loss = ADVERSARIAL[name]
+    assert loss.undecided is not None
+    undecided = torch.full((4,), loss.undecided)
+    assert loss.discriminator(undecided, undecided).item() == pytest.approx(loss.undecided_loss)
+    real, fake = (1.0, 0.0) if name == "lsgan" else (50.0, -50.0)
+    assert loss.discriminator(torch.full((4,), real), torch.full((4,), fake)).item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_configs_name_all_losses():
     assert get_args(AdversarialName) == tuple(ADVERSARIAL)
 

@@ -84,7 +84,8 @@ class Adversarial(nn.Module):
         self, critic: Critic, real: Tensor, fake: Tensor, logits_real: Tensor, logits_fake: Tensor, context: Context
     ) -> WeightedTerms:
         """The discriminator's loss with the penalties that are due in this step, for which `critic` judges once more;
-        and, without a weight, how well it tells the two apart."""
+        and, without a weight, how well it tells the two apart: `separation`, and `certainty`, the part of the way from
+        an undecided one's loss to the floor of 0 that the loss has gone."""
         config, terms = self.config, {"adversarial": (1.0, self.loss.discriminator(logits_real, logits_fake))}
         if self.loss.penalises_gradients and context.step % config.gradient_penalty_interval_steps == 0:
             penalty = gradient_penalty(
@@ -108,6 +109,7 @@ class Adversarial(nn.Module):
             terms["consistency"] = (config.consistency_weight, consistency(logits_real, critic(shifted(real, context))))
         if self.loss.undecided is not None:
             terms["separation"] = (0.0, separation(logits_real, logits_fake))
+            terms["certainty"] = (0.0, 1 - terms["adversarial"][1].detach() / self.loss.undecided_loss)
         if config.augmentation_target is not None:
             terms["augmentation_probability"] = (0.0, self.augmentation.probability.clone())
             self.augmentation.adapt(self._decision(logits_real, logits_fake))

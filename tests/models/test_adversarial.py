@@ -1,5 +1,6 @@
 """The terms that a config's adversarial settings make, their order, their weights, and when they are due."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_lazy_penalties_are_due_every_so_many_steps_with_as_much_weight():
     settings = {"r1_gamma": 2.0, "r2_gamma": 3.0, "r1_interval_steps": 4}
     assert terms(step=8, **settings)["r1"] == (8.0, pytest.approx(12.5))
     assert terms(step=8, **settings)["r2"] == (12.0, pytest.approx(12.5))
-    assert list(terms(step=9, **settings)) == ["adversarial", "separation"]
+    assert list(terms(step=9, **settings)) == ["adversarial", "separation", "certainty"]
 
 
 def test_a_lazy_gradient_penalty_is_due_every_so_many_steps_with_as_much_weight():
@@ -65,6 +66,26 @@ def test_separation_is_the_share_of_pairs_that_are_told_apart(name, share):
     logits = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 1.0])
     weight, term = game.discriminator_terms(linear, REAL, FAKE, *logits, draws())["separation"]
     assert (weight, term.item()) == (0.0, pytest.approx(share))
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "fake", "certainty"),
+    [
+        ("hinge", 0.0, 0.0, 0.0),
+        ("hinge", 1.0, -3.0, 1.0),
+        ("hinge", 0.5, -0.5, 0.5),
+        ("hinge", -1.0, 1.0, -1.0),
+        ("lsgan", 0.75, 0.25, 0.75),
+        ("non_saturating", math.log(3), -math.log(3), 1 - math.log(4 / 3) / math.log(2)),
+        ("relativistic_average", 7 + math.log(3), 7.0, 1 - math.log(4 / 3) / math.log(2)),
+    ],
+)
+def test_certainty_is_the_way_to_the_floor_that_the_loss_has_gone(name, real, fake, certainty):
+    """One that is right with probability 3/4 has a loss of -2 ln 3/4 left of 2 ln 2."""
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name))
+    logits = torch.full((4,), real), torch.full((4,), fake)
+    weight, term = game.discriminator_terms(linear, REAL, FAKE, *logits, draws())["certainty"]
+    assert (weight, term.item()) == (0.0, pytest.approx(certainty, abs=1e-6))
 
 
 @pytest.mark.parametrize(

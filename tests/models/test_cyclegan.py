@@ -137,7 +137,8 @@ def test_every_adversarial_loss_with_r1(name):
     model.generators_loss(batch(), context)
     loss = model.discriminators_loss(batch(), context)
     penalties = {"gradient_penalty_a", "gradient_penalty_b"} if name.startswith("wgan_") else set()
-    judged = set() if name.startswith("wgan") else {"separation_a", "separation_b"}
+    judged = {f"{term}_{domain}" for term in ("separation", "certainty") for domain in "ab"}
+    judged = set() if name.startswith("wgan") else judged
     assert set(loss.terms) == {"adversarial_a", "adversarial_b", "r1_a", "r1_b"} | penalties | judged
     assert torch.isfinite(loss.total)
     loss.total.backward(inputs=model.updates(model.stages[0])[1].parameters)
