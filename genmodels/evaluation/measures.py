@@ -14,6 +14,7 @@ from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import kid
 from genmodels.evaluation.modes import mode_scores
+from genmodels.nn.structural_similarity import scales
 
 SEED = 0
 PRIMARY = "sliced_wasserstein"  # needs no weights, so every data set has it
@@ -82,9 +83,9 @@ def label_agreement(classes: Tensor, labels: Tensor, *, replicates: int) -> Esti
 
 def diversity(images: Tensor, *, replicates: int) -> dict[str, Estimate]:
     """MS-SSIM of random pairs; the number of scales is in its name."""
-    scales = ms_ssim.scales(images.shape[-1])
     generator = torch.Generator().manual_seed(SEED)
-    return {f"ms_ssim_{scales}_scales": ms_ssim.diversity(images, generator=generator, replicates=replicates)}
+    estimate = ms_ssim.diversity(images, generator=generator, replicates=replicates)
+    return {f"ms_ssim_{scales(images.shape[-1])}_scales": estimate}
 
 
 def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]
             "directions": swd.DIRECTIONS,
             "repeats": swd.REPEATS,
         },
-        "ms_ssim": {"scales": ms_ssim.scales(resolution), "window": 11, "sigma": 1.5},
+        "ms_ssim": {"scales": scales(resolution), "window": 11, "sigma": 1.5},
         "kid": "all pairs, (x.y / D + 1)^3",
         "manifold": {"precision": manifold.PRECISION_NEIGHBOURS, "density": manifold.DENSITY_NEIGHBOURS},
         "extractors": {extractor.name: extractor.protocol for extractor in extractors},

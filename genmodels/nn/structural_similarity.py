@@ -1,19 +1,15 @@
-"""Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003) as a measure of diversity (Odena et al. 2017).
+"""Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003).
 
-The mean similarity of random pairs of images: a generator that repeats itself scores higher than the real images do.
-As in the scripts of Karras et al. 2018 the window shrinks with an image smaller than 11 pixels.
+As in the scripts of Karras et al. 2018 the window shrinks with an image smaller than 11 pixels: one of 8 pixels is
+compared as a whole.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.evaluation.bootstrap import REPLICATES, Estimate, sample_mean
-from genmodels.evaluation.images import as_pixels
-
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first; Wang et al., section 3.2
 COARSEST = 8
-BATCH_PAIRS = 256
 
 
 def scales(resolution: int) -> int:
@@ -25,29 +21,21 @@ def scales(resolution: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """The similarity of each pair, (N,); 1 for equal images. `x`, `y`: (N, C, R, R), uint8 or float in [-1, 1].
+    """The similarity of each pair, (N,); 1 for equal images. `x`, `y`: (N, C, R, R), float in 0..255.
 
     With fewer than five scales the first weights are used, scaled to add up to 1.
     """
-    x, y = as_pixels(x), as_pixels(y)
     weights = torch.tensor(WEIGHTS[: scales(x.shape[-1])], device=x.device)
     if len(weights) < len(WEIGHTS):
         weights = weights / weights.sum()
     similarity = torch.ones(len(x), device=x.device)
     for scale, weight in enumerate(weights):
+        if scale:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         luminance_contrast, contrast = _similarity(x, y)
         term = luminance_contrast if scale == len(weights) - 1 else contrast
         similarity *= term.clamp_min(0) ** weight  # negative similarity has no real power
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return similarity
-
-
-def diversity(images: Tensor, *, generator: torch.Generator, replicates: int = REPLICATES) -> Estimate:
-    """The mean similarity of the pairs (first, second), (third, fourth), ... of (N, C, R, R) images in random order."""
-    images = images[torch.randperm(len(images), generator=generator)]
-    pairs = len(images) // 2
-    batches = zip(images[: 2 * pairs : 2].split(BATCH_PAIRS), images[1 : 2 * pairs : 2].split(BATCH_PAIRS), strict=True)
-    return sample_mean(torch.cat([ms_ssim(x, y) for x, y in batches]), replicates, generator)
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
