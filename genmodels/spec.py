@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from genmodels.errors import SpecError
 
@@ -81,6 +81,9 @@ class Alarm(Record):
     message: str
 
 
+AugmentationName = Literal["color", "translation", "cutout"]
+
+
 class TrainingSpec(Record):
     """How the engine runs a model; the model's own numbers (networks, losses, budget) are in its config."""
 
@@ -89,6 +92,16 @@ class TrainingSpec(Record):
     accumulation: int = Field(default=1, ge=1, description="micro-batches per update; the batch is unchanged")
     balanced_classes: bool = Field(default=False, description="show every class equally often; needs labels")
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of an update's gradient")
+    augmentations: tuple[AugmentationName, ...] = Field(default=(), description="of all images a discriminator sees")
+    augmentation_target: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="E sign D(real) that their probability is steered to; none given: always applied",
+    )
+    augmentation_ramp_images: int = Field(
+        default=500_000, ge=1, description="in which that probability could go from 0 to 1"
+    )
     guards: GuardsSpec = GuardsSpec()
     max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before an alarm fails the run")
     checkpoint_seconds: float = Field(default=60.0, gt=0, description="between checkpoints; stage ends write one too")
@@ -108,7 +121,16 @@ class TrainingSpec(Record):
     def numerics(self) -> dict[str, Any]:
         """The fields that change the weights, and so belong to the run's key."""
         plain = {"precision", "channels_last", "accumulation", "gradient_clip", "max_rollbacks", "balanced_classes"}
+        plain |= {"augmentations", "augmentation_target", "augmentation_ramp_images"}
         return self.model_dump(include=plain) | {"guards": self.guards.numerics()}
+
+    @model_validator(mode="after")
+    def _target_has_augmentations(self) -> Self:
+        if self.augmentation_target is not None and not self.augmentations:
+            raise ValueError(
+                "training.augmentation_target has nothing to steer; name some training.augmentations or leave it out."
+            )
+        return self
 
 
 class EvaluationSpec(Record):

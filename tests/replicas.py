@@ -16,6 +16,10 @@ from genmodels.training.engine import Engine
 from genmodels.training.workers import Workers
 
 Gradients = dict[str, list[Tensor]]
+Cases = dict[str, tuple[str, dict[str, Any]]]
+"""Model and config, by name."""
+Training = dict[str, dict[str, Any]]
+"""Settings of the engine for some of the cases."""
 
 
 class Replica(TypedDict):
@@ -23,6 +27,7 @@ class Replica(TypedDict):
 
     gradients: list[Gradients]
     singular_vectors: dict[str, Tensor]  # that power iterations have come to, by buffer
+    augmentation: dict[str, Tensor]  # the state of the engine's
 
 
 def gradients(model: str, config: dict[str, Any], steps: int, **training: Any) -> list[Gradients]:
@@ -54,7 +59,11 @@ def replica(model: str, config: dict[str, Any], steps: int, **training: Any) -> 
                 for trained in engine._trained
             }
         )
-    return {"gradients": seen, "singular_vectors": singular_vectors(network)}
+    return {
+        "gradients": seen,
+        "singular_vectors": singular_vectors(network),
+        "augmentation": dict(engine.augmentation.state_dict()),
+    }
 
 
 def singular_vectors(network: nn.Module) -> dict[str, Tensor]:
@@ -63,9 +72,9 @@ def singular_vectors(network: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.{vector}": buffer for name, norm in norms for vector, buffer in norm.named_buffers()}
 
 
-def run(rank: int, size: int, folder: str, cases: dict[str, tuple[str, dict[str, Any]]], steps: int) -> None:
+def run(rank: int, size: int, folder: str, cases: Cases, steps: int, training: Training) -> None:
     """The body of one spawned worker; leaves what it saw in `folder`, by case."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{folder}/rendezvous")
-    torch.save({case: replica(*cases[case], steps) for case in cases}, f"{folder}/{rank}.pt")
+    torch.save({case: replica(*cases[case], steps, **training.get(case, {})) for case in cases}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -1,12 +1,12 @@
 """What all adversarial models share: the settings of their loss, and the terms that these make of logits."""
 
 from collections.abc import Callable, Iterable
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
+from genmodels.errors import SpecError
 from genmodels.losses import (
     ADVERSARIAL,
     AdversarialName,
@@ -19,8 +19,9 @@ from genmodels.losses import (
     zero_centred_gradient_penalty,
 )
 from genmodels.models.base import Context, ModelConfig, Samples
-from genmodels.nn.augmentation import Augmentation, AugmentationName, moved
+from genmodels.nn.augmentation import moved
 from genmodels.nn.batch_norm import has_batch_norms, measuring_standing_statistics
+from genmodels.spec import TrainingSpec
 
 Critic = Callable[[Tensor], Tensor]  # images -> logits; of the images' own labels, if it is conditional
 WeightedTerms = dict[str, tuple[float, Tensor]]
@@ -40,45 +41,28 @@ class AdversarialConfig(ModelConfig):
     r2_gamma: float = Field(0.0, ge=0, description="weight of the R2 penalty, on fakes; 0 turns it off")
     r1_interval_steps: int = Field(16, ge=1, description="lazy R1 and R2: every so many steps, times as many")
     consistency_weight: float = Field(0.0, ge=0, description="of the logits' change when real images are shifted")
-    augmentations: tuple[AugmentationName, ...] = Field((), description="of all that the discriminator sees")
-    augmentation_target: float | None = Field(
-        None, gt=0, lt=1, description="E sign D(real) that their probability is steered to; none given: always applied"
-    )
-    augmentation_ramp_images: int = Field(500_000, ge=1, description="in which that probability could go from 0 to 1")
 
-    @model_validator(mode="after")
-    def _augmentation_can_adapt(self) -> Self:
-        if self.augmentation_target is not None:
-            if not self.augmentations:
-                raise ValueError("augmentation_target has nothing to steer; name some augmentations.")
-            if ADVERSARIAL[self.adversarial_loss].undecided is None:
-                raise ValueError(
-                    f"augmentation_target needs a discriminator that decides, which {self.adversarial_loss} has not; "
-                    "take another loss or leave it out."
-                )
-        return self
+    def check(self, training: TrainingSpec) -> None:
+        if training.augmentation_target is not None and ADVERSARIAL[self.adversarial_loss].undecided is None:
+            raise SpecError(
+                f"training.augmentation_target needs a discriminator that decides, which {self.adversarial_loss} has "
+                "not; take another adversarial_loss or leave it out."
+            )
 
 
-class Adversarial(nn.Module):
+class Adversarial:
     """The two sides of the game that a config describes. A model gets any loss by these lines:
 
         terms = self.adversarial.discriminator_terms(self.discriminator, real, fake, logits_real, logits_fake, context)
         loss = self.adversarial.generator_loss(self.discriminator, real, logits_fake, context)
 
-    with `real` and `fake` from `self.adversarial.augmented(images, context)` wherever the discriminator judges them,
-    and, in `at`, `self.adversarial.constrain(self.discriminator.parameters())`.
+    with `real` and `fake` from `context.augmented(images)` wherever the discriminator judges them, and, in `at`,
+    `self.adversarial.constrain(self.discriminator.parameters())`.
     """
 
     def __init__(self, config: AdversarialConfig):
-        super().__init__()
         self.config = config
         self.loss = ADVERSARIAL[config.adversarial_loss]
-        settings = {"target": config.augmentation_target, "ramp_images": config.augmentation_ramp_images}
-        self.augmentation = Augmentation(config.augmentations, **settings)
-
-    def augmented(self, images: Tensor, context: Context) -> Tensor:
-        """Images as the discriminator gets to see them."""
-        return self.augmentation(images, context.rand)
 
     def discriminator_terms(
         self, critic: Critic, real: Tensor, fake: Tensor, logits_real: Tensor, logits_fake: Tensor, context: Context
@@ -110,23 +94,16 @@ class Adversarial(nn.Module):
         if self.loss.undecided is not None:
             terms["separation"] = (0.0, separation(logits_real, logits_fake))
             terms["certainty"] = (0.0, 1 - terms["adversarial"][1].detach() / self.loss.undecided_loss)
-        if config.augmentation_target is not None:
-            terms["augmentation_probability"] = (0.0, self.augmentation.probability.clone())
-            self.augmentation.adapt(self._decision(logits_real, logits_fake))
+            apart = logits_real - self.loss.undecided
+            context.decided(relative(logits_real, logits_fake)[0] if self.loss.relativistic else apart)
         return terms
-
-    def _decision(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """Positive where a real image is taken to be real."""
-        if self.loss.relativistic:
-            return relative(logits_real, logits_fake)[0]
-        return logits_real - (self.loss.undecided or 0.0)
 
     def generator_loss(self, critic: Critic, real: Tensor, logits_fake: Tensor, context: Context) -> Tensor:
         """The generator's loss; a relativistic one has `critic` judge the real images anew."""
         if not self.loss.relativistic:
             return self.loss.generator(logits_fake)
         with torch.no_grad():
-            logits_real = critic(self.augmented(real, context))
+            logits_real = critic(context.augmented(real))
         return self.loss.generator(logits_fake, logits_real)
 
     def constrain(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from genmodels.errors import SpecError
+from genmodels.spec import TrainingSpec
 
 Batch = dict[str, Tensor]
 
@@ -76,6 +77,13 @@ class ModelConfig(BaseModel):
     def inputs(self, data: DataInfo) -> dict[str, Input]:
         """What a batch holds."""
         return {"image": Input(resolution=self.resolution)}
+
+    def check(self, training: TrainingSpec) -> None:
+        """Raises SpecError if a model of this config cannot be trained with these settings of the engine."""
+        if training.augmentations:
+            raise SpecError(
+                "training.augmentations needs a discriminator that sees images, which this model has not; leave it out."
+            )
 
 
 class OneStageConfig(ModelConfig):
@@ -172,6 +180,14 @@ class Context(Protocol):
 
     def same_rand(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), the same on every worker: for decisions about what the workers share."""
+        ...
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Images, (B, C, H, W), as a discriminator gets to see them."""
+        ...
+
+    def decided(self, logits_real: Tensor) -> None:
+        """Told what a discriminator makes of real images: positive where it takes one to be real."""
         ...
 
 

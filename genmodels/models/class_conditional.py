@@ -123,8 +123,8 @@ class ClassConditionalGAN(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         labels = batch.get("label")
-        real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=False).detach(), context)
+        real = context.augmented(batch["image"])
+        fake = context.augmented(self._fakes(batch, context, to_learn=False).detach())
         logits = self.discriminator(torch.cat((real, fake)), None if labels is None else labels.repeat(2))
         logits_real, logits_fake = logits.chunk(2)
         critic = partial(self._critic, labels=labels)
@@ -137,7 +137,7 @@ class ClassConditionalGAN(GenerativeModel):
     def generator_terms(self, batch: Batch, context: Context) -> WeightedTerms:
         """What the generator minimises; a model may add terms of its own."""
         labels = batch.get("label")
-        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=True), context)
+        fake = context.augmented(self._fakes(batch, context, to_learn=True))
         logits = self.discriminator(fake, labels)
         loss = self.adversarial.generator_loss(partial(self._critic, labels=labels), batch["image"], logits, context)
         return {"adversarial": (1.0, loss)}

@@ -250,7 +250,7 @@ class CycleGAN(GenerativeModel):
         terms["cycle"] = (self.config.cycle_weight, cycle)
         sides = {"a": (self.discriminator_a, a, fake_a), "b": (self.discriminator_b, b, fake_b)}
         for domain, (judge, real, fake) in sides.items():
-            logits = judge(self.adversarial.augmented(fake, context))
+            logits = judge(context.augmented(fake))
             terms[f"adversarial_{domain}"] = (1.0, self.adversarial.generator_loss(judge, real, logits, context))
         return LossTerms.weighted(terms)
 
@@ -265,7 +265,7 @@ class CycleGAN(GenerativeModel):
     def _judge(
         self, domain: str, discriminator: nn.Module, real: Tensor, fake: Tensor, context: Context
     ) -> WeightedTerms:
-        real, fake = (self.adversarial.augmented(images, context) for images in (real, fake))
+        real, fake = (context.augmented(images) for images in (real, fake))
         logits_real, logits_fake = discriminator(torch.cat((real, fake))).chunk(2)
         terms = self.adversarial.discriminator_terms(discriminator, real, fake, logits_real, logits_fake, context)
         return {f"{name}_{domain}": term for name, term in terms.items()}

@@ -232,8 +232,8 @@ class GAN(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """-V(D, G) of equation 1, logged with the Jensen-Shannon divergence that it implies; or another loss."""
-        real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self.fakes(batch, context, to_learn=False).detach(), context)
+        real = context.augmented(batch["image"])
+        fake = context.augmented(self.fakes(batch, context, to_learn=False).detach())
         critic = partial(self.judge, context=context)
         logits_real, logits_fake = critic(real), critic(fake)
         loss = LossTerms.weighted(
@@ -246,7 +246,7 @@ class GAN(GenerativeModel):
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
         critic = partial(self.judge, context=context)
-        logits_fake = critic(self.adversarial.augmented(self.fakes(batch, context, to_learn=True), context))
+        logits_fake = critic(context.augmented(self.fakes(batch, context, to_learn=True)))
         loss = self.adversarial.generator_loss(critic, batch["image"], logits_fake, context)
         return LossTerms.weighted({"adversarial": (1.0, loss)})
 

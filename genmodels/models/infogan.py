@@ -147,8 +147,8 @@ class InfoGAN(gan.GAN):
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """The discriminator's side of equation 6."""
-        real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self.fakes(batch, context, to_learn=False).detach(), context)
+        real = context.augmented(batch["image"])
+        fake = context.augmented(self.fakes(batch, context, to_learn=False).detach())
         critic = partial(self.judge, context=context)
         logits_real, (logits_fake, recognised) = critic(real), self.discriminator(fake)
         terms = self.adversarial.discriminator_terms(critic, real, fake, logits_real, logits_fake, context)
@@ -156,7 +156,7 @@ class InfoGAN(gan.GAN):
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
         """The generator's side of equation 6."""
-        fake = self.adversarial.augmented(self.fakes(batch, context, to_learn=True), context)
+        fake = context.augmented(self.fakes(batch, context, to_learn=True))
         logits_fake, recognised = self.discriminator(fake)
         critic = partial(self.judge, context=context)
         loss = self.adversarial.generator_loss(critic, batch["image"], logits_fake, context)

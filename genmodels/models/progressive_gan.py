@@ -279,8 +279,8 @@ class ProgressiveGAN(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         labels = batch.get("label")
-        real = self.adversarial.augmented(batch["image"], context)
-        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=False).detach(), context)
+        real = context.augmented(batch["image"])
+        fake = context.augmented(self._fakes(batch, context, to_learn=False).detach())
         outputs = self.discriminator(torch.cat((real, fake)), self.level, self.alpha, batches=2)
         logits_real, logits_fake = outputs[:, 0].chunk(2)
         terms = self.adversarial.discriminator_terms(self._critic, real, fake, logits_real, logits_fake, context)
@@ -290,7 +290,7 @@ class ProgressiveGAN(GenerativeModel):
         return LossTerms.weighted(terms)
 
     def generator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        fake = self.adversarial.augmented(self._fakes(batch, context, to_learn=True), context)
+        fake = context.augmented(self._fakes(batch, context, to_learn=True))
         outputs = self.discriminator(fake, self.level, self.alpha)
         loss = self.adversarial.generator_loss(self._critic, batch["image"], outputs[:, 0], context)
         terms = {"adversarial": (1.0, loss)}

@@ -5,12 +5,11 @@ Hellsten, Laine, Lehtinen & Aila 2020). Images are (B, C, H, W) in [-1, 1]; what
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from genmodels.nn.distributed import mean_over_workers, workers
+from genmodels.spec import AugmentationName
 
 Rand = Callable[..., Tensor]  # (rows, *shape) -> uniform on [0, 1)
 BATCHES_BETWEEN_CHANGES = 4
@@ -45,7 +44,6 @@ def cutout(images: Tensor, rand: Rand) -> Tensor:
     return images * ~_both(*covered)
 
 
-AugmentationName = Literal["color", "translation", "cutout"]
 AUGMENTATIONS: dict[AugmentationName, Callable[[Tensor, Rand], Tensor]] = {
     "color": color,
     "translation": translation,
@@ -100,16 +98,15 @@ class Augmentation(nn.Module):
         return images
 
     @torch.no_grad()
-    def adapt(self, logits_real: Tensor) -> None:
-        """Told the logits of each batch of real images, positive for what is taken to be real; every few batches the
-        probability follows, without asking the device for anything."""
-        if self.target is None:
-            return
-        self.sign_sum += mean_over_workers(logits_real.sign().float().mean())
+    def adapt(self, sign: Tensor, batch_images: int) -> None:
+        """Told E sign D(real) over each batch; every few batches the probability follows, without asking the device for
+        anything."""
+        assert self.target is not None
+        self.sign_sum += sign
         self.batches += 1
         due = (self.batches == BATCHES_BETWEEN_CHANGES).float()
-        images = BATCHES_BETWEEN_CHANGES * len(logits_real) * workers()
         direction = (self.sign_sum / BATCHES_BETWEEN_CHANGES - self.target).sign()
-        self.probability.add_(due * direction * (images / self.ramp_images)).clamp_(0, 1)
+        step = BATCHES_BETWEEN_CHANGES * batch_images / self.ramp_images
+        self.probability.add_(due * direction * step).clamp_(0, 1)
         self.sign_sum *= 1 - due
         self.batches *= 1 - due

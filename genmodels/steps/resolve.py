@@ -59,6 +59,7 @@ def resolve(
             f"evaluation.iwae_samples is for models whose likelihood importance samples bound, and {model} is none; "
             "leave it out."
         )
+    config.check(training)
     try:
         spec = RunSpec(
             model=model,

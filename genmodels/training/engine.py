@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from genmodels.errors import SpecError
 from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Update
+from genmodels.nn.augmentation import Augmentation
 from genmodels.nn.batch_norm import normalising_by_batch
 from genmodels.spec import TrainingSpec
 from genmodels.training.average import WeightAverage
@@ -29,6 +30,7 @@ from genmodels.training.workers import Workers
 
 MAX_TERMS = 16
 PREPROCESSING = -1
+REAL_SIGN = "real_sign"  # the term that augmentation adapts to: E sign D(real) over the global batch
 
 NORM = "gradient_norm"
 NORM_UPDATES = 5  # lazy penalties are due every 4 or 16 steps, so that each of these is as likely to meet one
@@ -99,12 +101,13 @@ class Engine:
     Args:
         model: on its device already; the same weights on every worker (the first worker's are broadcast).
         batches: makes the source of a stage's batches.
-        training: precision, memory layout, accumulation, clipping.
+        training: precision, memory layout, accumulation, clipping, augmentation.
         seed: of all noise.
         workers: the data-parallel group.
 
     Raises:
-        SpecError: if a stage's batch does not divide over workers and micro-batches.
+        SpecError: if a stage's batch does not divide over workers and micro-batches, or the settings are not for this
+            model.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Engine:
         workers: Workers | None = None,
     ):
         self.training = training or TrainingSpec()
+        model.config.check(self.training)
         self.workers = workers or Workers()
         self.seed = seed
         self.device = next(model.parameters()).device
@@ -130,6 +134,8 @@ class Engine:
         for stage in self.stages:
             check_batch(stage, self.workers.size, self.training.accumulation)
         self.average = WeightAverage(model, model.ema) if model.ema else None
+        steering = {"target": self.training.augmentation_target, "ramp_images": self.training.augmentation_ramp_images}
+        self.augmentation = Augmentation(self.training.augmentations, **steering).to(self.device)
         self.update_counts: dict[str, int] = {}
         self.batches_of = batches
         self._begin_stage(Position())
@@ -227,6 +233,7 @@ class Engine:
             "update_counts": dict(self.update_counts),
             "model": self.model.state_dict(),
             "average": self.average.average if self.average else {},
+            "augmentation": self.augmentation.state_dict(),
             "optimizers": {t.update.name: t.optimizer.state_dict() for t in self._trained},
             "sums": {t.update.name: dict(t.sums) for t in self._trained},
             "counts": {t.update.name: dict(t.counts) for t in self._trained},
@@ -237,6 +244,7 @@ class Engine:
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.load(state["average"])
+        self.augmentation.load_state_dict(state["augmentation"])
         self.update_counts = dict(state["update_counts"])
         self._begin_stage(Position(**state["position"]))
         for trained in self._trained:
@@ -284,6 +292,7 @@ class Engine:
             device=self.device,
             micro=micro,
             micros=micros,
+            augmentation=self.augmentation,
         )
         part = {name: value.chunk(micros)[micro] for name, value in whole.items()} if micros > 1 else whole
         with torch.no_grad():
@@ -302,7 +311,11 @@ class Engine:
         for micro, (batch, draws) in enumerate(parts):
             terms = self._loss(update, batch, draws.begin(index))
             share = 1.0 / len(parts)
-            for name, value in {"loss": terms.total, **terms.terms}.items():
+            named = {"loss": terms.total, **terms.terms}
+            if draws.signs:
+                named[REAL_SIGN] = torch.stack(draws.signs).mean()
+                named["augmentation_probability"] = self.augmentation.probability
+            for name, value in named.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
             total = terms.total * share if len(parts) > 1 else terms.total
             if micro + 1 < len(parts):
@@ -320,6 +333,8 @@ class Engine:
             trained.counts[name] = trained.counts.get(name, 0) + 1
         if self.device.type == "cpu":  # Looking is free where the device is the host; elsewhere it waits for a read.
             self._check_finite()
+        if REAL_SIGN in values:
+            self.augmentation.adapt(values[REAL_SIGN], self.stage.batch_images)
         if clip is not None:
             clip_grads_with_norm_(update.parameters, clip, values[NORM])
         rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genmodels.nn.augmentation import Augmentation
 from genmodels.training.workers import Workers
 
 
@@ -30,6 +31,7 @@ class Draws:
         workers: the group.
         micro, micros: this micro-batch and their number.
         device: of the draws.
+        augmentation: of what a discriminator sees.
     """
 
     def __init__(
@@ -42,16 +44,20 @@ class Draws:
         device: torch.device,
         micro: int = 0,
         micros: int = 1,
+        augmentation: Augmentation,
     ):
         self.step, self.images_in_stage, self.workers, self.micros = step, images_in_stage, workers, micros
         self.shared: dict[str, Any] = {}
         self._seed, self._part, self._parts = seed, workers.rank * micros + micro, workers.size * micros
         self._update = self._call = 0
         self._generator = torch.Generator(device)
+        self._augmentation = augmentation
+        self.signs: list[Tensor] = []  # E sign D(real) of each decision of this update, where it steers something
 
     def begin(self, update: int) -> "Draws":
         """Starts the calls of an update; -1 is the preprocessing of the batch."""
         self._update, self._call = update, 0
+        self.signs.clear()
         return self
 
     def randn(self, rows: int, *shape: int) -> Tensor:
@@ -70,6 +76,15 @@ class Draws:
     def same_rand(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), the same on every worker and micro-batch."""
         return torch.rand(*shape, generator=self._next(), device=self._generator.device)
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Images, (B, C, H, W), as a discriminator gets to see them."""
+        return self._augmentation(images, self.rand)
+
+    def decided(self, logits_real: Tensor) -> None:
+        """Told what a discriminator makes of real images: positive where it takes one to be real."""
+        if self._augmentation.target is not None:
+            self.signs.append(logits_real.detach().sign().float().mean())
 
     def _next(self) -> torch.Generator:
         self._call += 1

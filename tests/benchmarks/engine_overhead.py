@@ -48,6 +48,12 @@ class PlainContext:
     def same_rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape)
 
+    def augmented(self, images: Tensor) -> Tensor:
+        return images
+
+    def decided(self, logits_real: Tensor) -> None:
+        pass
+
 
 def model_of(name: str) -> GenerativeModel:
     return build(name, CONFIGS[name], DataInfo(channels=3), seed=0)

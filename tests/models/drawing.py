@@ -2,14 +2,19 @@
 
 import torch
 
+from genmodels.nn.augmentation import Augmentation
 from genmodels.training.randomness import Draws
 from genmodels.training.workers import Workers
 
+NOT_AUGMENTED = Augmentation((), target=None, ramp_images=1)
 
-def draws(step: int = 0, workers: Workers | None = None, micros: int = 1) -> Draws:
+
+def draws(
+    step: int = 0, workers: Workers | None = None, micros: int = 1, augmentation: Augmentation = NOT_AUGMENTED
+) -> Draws:
     """Of the first micro-batch."""
     settings = {"images_in_stage": 0, "workers": workers or Workers(), "device": torch.device("cpu"), "micros": micros}
-    return Draws(seed=0, step=step, **settings)
+    return Draws(seed=0, step=step, augmentation=augmentation, **settings)
 
 
 def as_worker(rank: int, everyones: torch.Tensor) -> Workers:

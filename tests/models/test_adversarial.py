@@ -1,18 +1,17 @@
 """The terms that a config's adversarial settings make, their order, their weights, and when they are due."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from drawing import draws
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from genmodels.data.loader import Loader
 from genmodels.models import build
 from genmodels.models.adversarial import Adversarial, AdversarialConfig, shifted
 from genmodels.models.base import DataInfo, Input
+from genmodels.nn.augmentation import Augmentation
 from genmodels.spec import TrainingSpec
 from genmodels.training.bench import random_data
 from genmodels.training.engine import Engine
@@ -91,66 +90,20 @@ def test_certainty_is_the_way_to_the_floor_that_the_loss_has_gone(name, real, fa
 @pytest.mark.parametrize(
     ("name", "right", "wrong"), [("hinge", 0.1, -0.1), ("lsgan", 0.6, 0.4), ("relativistic_average", 5.1, 4.9)]
 )
-def test_augmentation_grows_while_more_real_images_are_taken_to_be_real_than_asked_for(name, right, wrong):
-    """Fakes are judged 5, which matters to a relativistic discriminator alone; it takes four batches of 2 images, of 40
-    for the whole way, to move by 8 / 40."""
-    settings = {"augmentations": ("color",), "augmentation_target": 0.6, "augmentation_ramp_images": 40}
-    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name, **settings))
-    seen = []
-    for logit in [right] * 8 + [wrong] * 4:
-        logits = torch.full((2,), logit), torch.full((2,), 5.0)
-        made = game.discriminator_terms(linear, REAL, FAKE, *logits, draws())
-        seen.append(round(made["augmentation_probability"][1].item(), 6))
-    assert seen == [0.0] * 4 + [0.2] * 4 + [0.4] * 4
-    assert game.augmentation.probability.item() == pytest.approx(0.2)
+def test_the_context_is_told_which_real_images_are_taken_to_be_real(name, right, wrong):
+    """Fakes are judged 5, which matters to a relativistic discriminator alone."""
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss=name))
+    context = draws(augmentation=Augmentation(("color",), target=0.6, ramp_images=1))
+    for logits in ([right, right, right, wrong], [wrong] * 4):
+        game.discriminator_terms(linear, REAL, FAKE, torch.tensor(logits), torch.full((4,), 5.0), context)
+    assert [sign.item() for sign in context.signs] == [0.5, -1.0]
 
 
-def test_both_sides_see_augmented_images():
-    """Cut out of ones, at most a quarter is 0; nothing else changes, and nothing at all without augmentations."""
-    ones, context = torch.ones(64, 1, 8, 8), draws()
-    game = Adversarial(AdversarialConfig(resolution=8, augmentations=("cutout",)))
-    left = game.augmented(ones, context).sum((1, 2, 3))
-    assert left.min() == 48
-    assert 48 < left.mean() < 64
-    assert Adversarial(AdversarialConfig(resolution=8)).augmented(ones, context) is ones
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"augmentation_target": 0.6}, "nothing to steer"),
-        ({"augmentation_target": 0.6, "augmentations": ("color",), "adversarial_loss": "wgan_gp"}, "wgan_gp has not"),
-        ({"augmentations": ("colour",)}, "Input should be 'color'"),
-    ],
-)
-def test_augmentations_that_cannot_be_are_refused(settings, reason):
-    with pytest.raises(ValidationError, match=reason):
-        AdversarialConfig(resolution=1, **settings)
-
-
-def test_a_resumed_run_goes_on_with_the_same_augmentation(tmp_path: Path):
-    """The state of the control is part of the model's: four of the nine steps are made in another process."""
-    config = {"resolution": 4, "latent": 4, "generator_units": 8, "discriminator_units": 4, "batch_images": 8}
-    config |= {"augmentations": ("translation", "color"), "augmentation_target": 0.1, "augmentation_ramp_images": 1_000}
-
-    def started() -> Engine:
-        data = random_data({"image": Input(resolution=4)}, channels=1, classes=0)
-        model = build("gan", config, DataInfo(channels=1), seed=0)
-        model.get_buffer("adversarial.augmentation.probability").fill_(0.5)
-        return Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))
-
-    whole, first, second = started(), started(), started()
-    for _ in range(9):
-        whole.step()
-    for _ in range(5):
-        first.step()
-    torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
-    second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    for _ in range(4):
-        second.step()
-    state = whole.model.state_dict()
-    assert 0 < state["adversarial.augmentation.probability"] < 1
-    assert all(torch.equal(value, state[name]) for name, value in second.model.state_dict().items())
+def test_a_critic_decides_nothing():
+    context = draws(augmentation=Augmentation(("color",), target=0.6, ramp_images=1))
+    game = Adversarial(AdversarialConfig(resolution=1, adversarial_loss="wgan"))
+    game.discriminator_terms(linear, REAL, FAKE, linear(REAL), linear(FAKE), context)
+    assert not context.signs
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan", "infogan"])

@@ -70,17 +70,26 @@ def test_each_image_is_augmented_with_the_probability():
     assert changed(0.3) == pytest.approx(0.3, abs=0.05)
 
 
+def test_the_probability_grows_while_more_is_taken_to_be_real_than_asked_for():
+    """It takes four batches of 2 images, of 40 for the whole way, to move by 8 / 40."""
+    augmentation, seen = Augmentation(("color",), target=0.6, ramp_images=40), []
+    for sign in [0.7] * 8 + [0.5] * 4:
+        seen.append(round(augmentation.probability.item(), 6))
+        augmentation.adapt(torch.tensor(sign), 2)
+    assert seen == [0.0] * 4 + [0.2] * 4 + [0.4] * 4
+    assert augmentation.probability.item() == pytest.approx(0.2)
+
+
 def test_the_probability_stays_between_0_and_1():
     augmentation = Augmentation(("color",), target=0.6, **RAMP)
-    for logit, end in ((1.0, 1.0), (-1.0, 0.0)):
+    for sign, end in ((1.0, 1.0), (-1.0, 0.0)):
         for _ in range(20):
-            augmentation.adapt(torch.full((10,), logit))
+            augmentation.adapt(torch.tensor(sign), 10)
         assert augmentation.probability == end
 
 
 def test_what_is_always_applied_has_no_state():
     augmentation = Augmentation(tuple(AUGMENTATIONS), target=None, **RAMP)
-    augmentation.adapt(torch.ones(4))
     assert augmentation.state_dict() == {}
     images: Tensor = augmentation(IMAGES, seeded())
     assert images.shape == IMAGES.shape

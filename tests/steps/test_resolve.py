@@ -12,6 +12,9 @@ from genmodels.errors import SpecError
 from genmodels.models import MODELS
 from genmodels.steps.resolve import resolve, sources
 
+COLOR = ['training.augmentations=["color"]']
+ADAPTIVE = [*COLOR, "training.augmentation_target=0.6"]
+
 
 def test_a_spec_is_whole_and_its_key_waits_for_the_data():
     spec = resolve("progressive_gan", "digits", "demo", ["fade_images=500", "training.precision=bf16"], seed=3)
@@ -44,6 +47,7 @@ def test_dots_lead_into_groups_of_settings():
         ({"overrides": ["training.guards.mode_collapse.threshold=3"]}, False),
         ({"overrides": ["training.balanced_classes=true"]}, False),
         ({"model": "vae", "overrides": ["evaluation.iwae_samples=9"]}, True),
+        ({"overrides": ['training.augmentations=["color"]']}, False),
     ],
 )
 def test_the_run_key_changes_with_what_changes_the_weights(change: dict[str, object], same: bool):
@@ -93,6 +97,11 @@ print(json.dumps(loaded))
         (("vae", "digits", "demo", ["evaluation.iwae_samples=0"]), "setting of evaluation 'iwae_samples' cannot be 0"),
         (("vae", "digits", "demo", ["iwae_samples=9"]), "Unknown setting of vae 'iwae_samples'"),
         (("pixelcnn", "digits", "demo", ["evaluation.iwae_samples=9"]), "bound, and pixelcnn is none; leave it out"),
+        (("gan", "digits", "demo", ["training.augmentation_target=0.6"]), "nothing to steer; name some training.augm"),
+        (("gan", "digits", "demo", ['training.augmentations=["colour"]']), "'augmentations.0' cannot be 'colour'"),
+        (("vae", "digits", "demo", COLOR), "needs a discriminator that sees images, which this model has not"),
+        (("gan", "digits", "demo", [*ADAPTIVE, "adversarial_loss=wgan_gp"]), "that decides, which wgan_gp has not"),
+        (("gan", "digits", "demo", ["augmentations=[]"]), "Unknown setting of gan 'augmentations'"),
         (("cyclegan", "photos", "demo", ["training.balanced_classes=true"]), "balanced_classes needs labels"),
         (("progressive_gan", "digits", "demo", ["resolution=9"]), "'resolution' cannot be 9: 9 is not a power of two"),
         (("progressive_gan", "digits", "demo", ["learning_rate=-1"]), "'learning_rate' cannot be -1"),

@@ -1,12 +1,10 @@
 """Two workers with half the batch each make the gradients of one with the whole, for every update of every model,
 and come to the same singular vectors."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.multiprocessing as mp
-from replicas import Replica, gradients, replica, run
+from replicas import Cases, Replica, Training, gradients, replica, run
 
 STEPS = 3
 SMALL_GROWING = {
@@ -53,7 +51,7 @@ SMALL_VQVAE = {
     "conditioning_blocks": 1,
     "prior_batch_images": 8,
 }
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: Cases = {
     "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
     "adversarial_autoencoder-labels": (
         "adversarial_autoencoder",
@@ -101,10 +99,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"batch_images": 8, "adversarial_loss": "wgan_lp", "r1_gamma": 1.0, "r1_interval_steps": 1}
         | {"discriminator_steps": 2},
     ),
-    "dcgan-augmentations": (
-        "dcgan",
-        SMALL_DCGAN | {"batch_images": 8, "augmentations": ("color", "translation", "cutout")},
-    ),
+    "dcgan-augmentations": ("dcgan", SMALL_DCGAN | {"batch_images": 8}),
     "infogan": ("infogan", SMALL_INFOGAN | {"batch_images": 8}),
     "flow-glow": ("flow", SMALL_FLOW),
     "flow-realnvp": ("flow", SMALL_FLOW | {"architecture": "realnvp", "residual_blocks": 1, "logit_margin": 0.05}),
@@ -116,20 +111,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vqvae2-bottom": ("vqvae2", SMALL_VQVAE | {"images": 8, "prior_images": 8}),
     "pixelrnn-diagonal_bilstm": ("pixelrnn", SMALL_RECURRENT | {"likelihood": "logistic_mixture"}),
 }
+TRAINING: Training = {"dcgan-augmentations": {"augmentations": ("color", "translation", "cutout")}}
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Replica]]:
     """What each of two workers saw, in every case."""
     folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(run, (2, str(folder), CASES, STEPS), nprocs=2)  # type: ignore[attr-defined]
+    mp.spawn(run, (2, str(folder), CASES, STEPS, TRAINING), nprocs=2)  # type: ignore[attr-defined]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_make_the_gradients_of_one(case: str, workers: list[dict[str, Replica]]):
     first, second = (worker[case]["gradients"] for worker in workers)
-    alone = gradients(*CASES[case], STEPS)
+    alone = gradients(*CASES[case], STEPS, **TRAINING.get(case, {}))
     for step in range(STEPS):
         for update, expected in alone[step].items():
             for ours, theirs in zip(first[step][update], second[step][update], strict=True):
