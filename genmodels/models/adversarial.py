@@ -1,9 +1,10 @@
 """What all adversarial models share: the settings of their loss, and the terms that these make of logits."""
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genmodels.errors import SpecError
@@ -31,6 +32,8 @@ STANDING_BATCHES, STANDING_PIXELS = 16, 2**18
 class AdversarialConfig(ModelConfig):
     """The settings of an adversarial loss. A model's own config replaces the defaults by its paper's."""
 
+    judged: ClassVar[Literal["images", "codes"]] = "images"
+
     adversarial_loss: AdversarialName = "non_saturating"
     gradient_penalty_weight: float = Field(10.0, ge=0, description="of wgan_gp and wgan_lp")
     gradient_penalty_target: float = Field(1.0, gt=0, description="gradient norm that they ask for")
@@ -42,7 +45,17 @@ class AdversarialConfig(ModelConfig):
     r1_interval_steps: int = Field(16, ge=1, description="lazy R1 and R2: every so many steps, times as many")
     consistency_weight: float = Field(0.0, ge=0, description="of the logits' change when real images are shifted")
 
+    @model_validator(mode="after")
+    def _shifts_images_alone(self) -> Self:
+        if self.consistency_weight and self.judged != "images":
+            raise ValueError(
+                f"consistency_weight shifts images, and the discriminator judges {self.judged}; leave it at 0."
+            )
+        return self
+
     def check(self, training: TrainingSpec) -> None:
+        if self.judged != "images":
+            super().check(training)
         if training.augmentation_target is not None and ADVERSARIAL[self.adversarial_loss].undecided is None:
             raise SpecError(
                 f"training.augmentation_target needs a discriminator that decides, which {self.adversarial_loss} has "

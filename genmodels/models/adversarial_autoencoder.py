@@ -6,6 +6,7 @@ B batch, C channels, H height, W width, Z latent, K components of the prior.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from genmodels.losses import ADVERSARIAL
+from genmodels.models.adversarial import Adversarial, AdversarialConfig
 from genmodels.models.autoencoding import AutoencodingConfig, AutoencodingModel
 from genmodels.models.base import (
     Adam,
@@ -33,10 +34,11 @@ from genmodels.nn.priors import PRIORS
 UNKNOWN = -1  # the label of an image whose class the model is not told
 
 
-class Config(AutoencodingConfig, ConditionalConfig):
+class Config(AutoencodingConfig, AdversarialConfig, ConditionalConfig):
     """The defaults are the paper's networks for MNIST (appendix A), with Adam in place of SGD with momentum."""
 
     stage = "adversarial"
+    judged = "codes"
 
     hidden: tuple[int, ...] = Field((1000, 1000), description="sizes of the coders' dense layers")
     discriminator_hidden: tuple[int, ...] = (1000, 1000)
@@ -45,7 +47,6 @@ class Config(AutoencodingConfig, ConditionalConfig):
     components: int = Field(10, ge=1, description="parts of the prior; with labels, as many as there are classes")
     conditional: bool = Field(False, description="each class has its own component of the prior")
     labelled_share: float = Field(1.0, ge=0, le=1, description="of the images, which keep their labels")
-    adversarial_loss: Literal["minimax", "non_saturating", "lsgan", "hinge"] = "non_saturating"
     learning_rate: float = Field(1e-3, gt=0, description="of the reconstruction")
     adversarial_learning_rate: float = Field(2e-4, gt=0, description="of discriminator and encoder")
 
@@ -96,7 +97,7 @@ class AdversarialAutoencoder(AutoencodingModel):
         self.classes = config.classes(data)
         told = self.classes + 1 if config.conditional else 0
         self.discriminator = dense([config.latent + told, *config.discriminator_hidden, 1])
-        self.adversarial = ADVERSARIAL[config.adversarial_loss]
+        self.adversarial = Adversarial(config)
 
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate)
@@ -108,6 +109,9 @@ class AdversarialAutoencoder(AutoencodingModel):
             Update("encoder", encoder, self.encoder_loss, against),
         ]
 
+    def at(self, stage: Stage, images_in_stage: int) -> None:
+        self.adversarial.constrain(self.discriminator.parameters())
+
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """Which images have no label to the model is decided by their pixels, so that it is always the same ones."""
         batch = dict(batch)
@@ -117,22 +121,32 @@ class AdversarialAutoencoder(AutoencodingModel):
         return batch | {"image": scaled(batch["image"])}
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
-        """Draws of the prior, each from its image's component, are real; codes are not."""
-        codes, labels = self._codes(batch, context), self._labels(batch)
-        normal, uniform = (draw(len(codes), self.config.latent) for draw in (context.randn, context.rand))
-        logits = self._judge(torch.cat((self._prior(normal, uniform, labels), codes.detach())), labels.repeat(2))
-        loss = self.adversarial.discriminator(*logits.chunk(2))
-        return LossTerms(loss, {"adversarial": loss})
+        """Draws of the prior are real; codes are not."""
+        real, fake, labels = self._draws(batch, context), self._codes(batch, context).detach(), self._labels(batch)
+        logits_real, logits_fake = self._judge(torch.cat((real, fake)), labels.repeat(2)).chunk(2)
+        critic = partial(self._judge, labels=labels)
+        terms = self.adversarial.discriminator_terms(critic, real, fake, logits_real, logits_fake, context)
+        return LossTerms.weighted(terms)
 
     def encoder_loss(self, batch: Batch, context: Context) -> LossTerms:
-        loss = self.adversarial.generator(self._judge(self._codes(batch, context), self._labels(batch)))
-        return LossTerms(loss, {"adversarial": loss})
+        critic = partial(self._judge, labels=self._labels(batch))
+        logits = critic(self._codes(batch, context))
+        loss = self.adversarial.generator_loss(critic, self._draws(batch, context), logits, context)
+        return LossTerms.weighted({"adversarial": (1.0, loss)})
 
     def _codes(self, batch: Batch, context: Context) -> Tensor:
         """After the reconstruction's update; the discriminator's does not change the encoder."""
         if "codes" not in context.shared:
             context.shared["codes"] = self.encode(batch["image"])
         return context.shared["codes"]
+
+    def _draws(self, batch: Batch, context: Context) -> Tensor:
+        """Of the prior, each from its image's component; the same for both players."""
+        if "draws" not in context.shared:
+            size = len(batch["image"]), self.config.latent
+            normal, uniform = context.randn(*size), context.rand(*size)
+            context.shared["draws"] = self._prior(normal, uniform, self._labels(batch))
+        return context.shared["draws"]
 
     def _labels(self, batch: Batch) -> Tensor:
         image = batch["image"]

@@ -15,6 +15,7 @@ from genmodels.data.loader import Loader
 from genmodels.errors import SpecError
 from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.kernel import prior_mmd
+from genmodels.losses import ADVERSARIAL
 from genmodels.models import build
 from genmodels.models.adversarial_autoencoder import UNKNOWN, AdversarialAutoencoder, Config, pseudorandom
 from genmodels.models.base import DataInfo, Density, Encodes, HasPrior, Samples, ScoresDensity
@@ -73,6 +74,56 @@ def test_the_encoder_wants_its_codes_to_be_taken_for_draws_of_the_prior():
     logits = model.discriminator(model.encode(images()))
     expected = torch.nn.functional.softplus(-logits).mean()
     torch.testing.assert_close(model.encoder_loss({"image": images()}, context.begin(2)).total, expected)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_every_adversarial_loss_with_its_penalties(name: str):
+    """A linear discriminator has the gradient (3, 4) everywhere, so R1 and R2 are 12.5, WGAN-GP's penalty 16."""
+    settings = {"r1_gamma": 2.0, "r2_gamma": 3.0, "r1_interval_steps": 4, "drift_weight": 0.5}
+    model = small(adversarial_loss=name, discriminator_hidden=(), **settings)
+    torch.nn.init.zeros_(model.discriminator[-1].bias)
+    model.discriminator[-1].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+    context = draws(step=8)
+    loss, idle = (model.discriminator_loss({"image": images()}, each) for each in (context, draws(step=9)))
+    real, fake = (context.shared[name] @ torch.tensor([3.0, 4.0]) for name in ("draws", "codes"))
+    terms = {"adversarial": (1.0, ADVERSARIAL[name].discriminator(real, fake)), "drift": (0.5, real.square().mean())}
+    terms |= {"r1": (8.0, torch.tensor(12.5)), "r2": (12.0, torch.tensor(12.5))}
+    if ADVERSARIAL[name].penalises_gradients:
+        terms["gradient_penalty"] = (10.0, torch.tensor(16.0))
+    for term, (_, expected) in terms.items():
+        torch.testing.assert_close(loss.terms[term], expected)
+    torch.testing.assert_close(loss.total, sum(weight * term for weight, term in terms.values()))
+    assert {"r1", "r2"}.isdisjoint(idle.terms)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_every_adversarial_loss_moves_both_players(name: str):
+    """Of whom only WGAN's discriminator stays within a hundredth."""
+    model = small(adversarial_loss=name, batch_images=8, images=16)
+    before = {key: value.clone() for key, value in model.named_parameters() if key.endswith("weight")}
+    pixels = images(20).add(1).mul(127.5).byte().numpy()
+    data = Dataset.from_arrays({"train": {"image@4": pixels}})
+    engine = Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))
+    engine.step()
+    assert engine.update_counts == {"reconstruction": 1, "discriminator": 1, "encoder": 1}
+    assert all(np.isfinite(value) for value in engine.losses().values())
+    assert not any(torch.equal(model.get_parameter(key), value) for key, value in before.items())
+    model.at(engine.stage, 8)
+    largest = max(weights.abs().max().item() for weights in model.discriminator.parameters())
+    assert (largest <= 0.01) == (name == "wgan")
+
+
+def test_a_relativistic_encoder_compares_with_the_draws_that_the_discriminator_saw():
+    model, context = small(adversarial_loss="relativistic_average"), draws()
+    model.discriminator_loss({"image": images()}, context.begin(1))
+    loss = model.encoder_loss({"image": images()}, context.begin(2))
+    real, fake = (model.discriminator(context.shared[name]).squeeze(1) for name in ("draws", "codes"))
+    torch.testing.assert_close(loss.total, ADVERSARIAL["relativistic_average"].discriminator(fake, real))
+
+
+def test_what_shifts_images_is_refused():
+    with pytest.raises(ValueError, match="consistency_weight shifts images, and the discriminator judges codes"):
+        small(consistency_weight=1.0)
 
 
 def test_codes_come_to_the_prior_while_images_are_kept():

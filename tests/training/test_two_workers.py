@@ -6,6 +6,8 @@ import torch
 import torch.multiprocessing as mp
 from replicas import Cases, Replica, Training, gradients, replica, run
 
+from genmodels.losses import ADVERSARIAL
+
 STEPS = 3
 SMALL_GROWING = {
     "resolution": 8,
@@ -18,6 +20,7 @@ SMALL_GROWING = {
     "fade_images": 32,
 }
 SMALL_CODES = {"resolution": 8, "hidden": (16,), "latent": 4, "batch_images": 8}
+SMALL_PENALTIES = {"r1_gamma": 1.0, "r2_gamma": 1.0, "r1_interval_steps": 2, "drift_weight": 0.1}
 SMALL_CYCLE = {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
 SMALL_LABELLED = {"resolution": 8, "latent": 8, "batch_images": 8, "discriminator_steps": 2}
 SMALL_GAN = {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 8}
@@ -52,7 +55,13 @@ SMALL_VQVAE = {
     "prior_batch_images": 8,
 }
 CASES: Cases = {
-    "adversarial_autoencoder": ("adversarial_autoencoder", SMALL_CODES | {"discriminator_hidden": (16,)}),
+    **{
+        f"adversarial_autoencoder-{loss}": (
+            "adversarial_autoencoder",
+            SMALL_CODES | SMALL_PENALTIES | {"discriminator_hidden": (16,), "adversarial_loss": loss},
+        )
+        for loss in ADVERSARIAL
+    },
     "adversarial_autoencoder-labels": (
         "adversarial_autoencoder",
         SMALL_CODES | {"prior": "mixture_of_gaussians", "conditional": True, "labelled_share": 0.5},
