@@ -56,7 +56,13 @@ class AdversarialConfig(ModelConfig):
     def check(self, training: TrainingSpec) -> None:
         if self.judged != "images":
             super().check(training)
-        if training.augmentation_target is not None and ADVERSARIAL[self.adversarial_loss].undecided is None:
+        loss = ADVERSARIAL[self.adversarial_loss]
+        if loss.relativistic and training.accumulation > 1:
+            raise SpecError(
+                f"adversarial_loss={self.adversarial_loss} compares with the mean over a whole batch, which "
+                "training.accumulation cuts up; take another loss or set it to 1."
+            )
+        if training.augmentation_target is not None and loss.undecided is None:
             raise SpecError(
                 f"training.augmentation_target needs a discriminator that decides, which {self.adversarial_loss} has "
                 "not; take another adversarial_loss or leave it out."

@@ -13,6 +13,7 @@ from genmodels.models import MODELS
 from genmodels.steps.resolve import resolve, sources
 
 COLOR = ['training.augmentations=["color"]']
+RELATIVISTIC = ["adversarial_loss=relativistic_average", "training.accumulation=2"]
 ADAPTIVE = [*COLOR, "training.augmentation_target=0.6"]
 
 
@@ -101,6 +102,8 @@ print(json.dumps(loaded))
         (("gan", "digits", "demo", ['training.augmentations=["colour"]']), "'augmentations.0' cannot be 'colour'"),
         (("vae", "digits", "demo", COLOR), "needs a discriminator that sees images, which this model has not"),
         (("gan", "digits", "demo", [*ADAPTIVE, "adversarial_loss=wgan_gp"]), "that decides, which wgan_gp has not"),
+        (("gan", "digits", "demo", RELATIVISTIC), "relativistic_average compares with the mean over a whole batch"),
+        (("adversarial_autoencoder", "digits", "demo", RELATIVISTIC), "training.accumulation cuts up"),
         (("gan", "digits", "demo", ["augmentations=[]"]), "Unknown setting of gan 'augmentations'"),
         (("cyclegan", "photos", "demo", ["training.balanced_classes=true"]), "balanced_classes needs labels"),
         (("progressive_gan", "digits", "demo", ["resolution=9"]), "'resolution' cannot be 9: 9 is not a power of two"),
