@@ -29,6 +29,7 @@ from genmodels.models.base import (
     Stage,
     Update,
 )
+from genmodels.nn.batch_norm import has_batch_norms
 
 
 class GameConfig(OneStageConfig, AdversarialConfig):
@@ -226,8 +227,7 @@ class GAN(GenerativeModel):
         return draws.randn(n, self.config.latent)
 
     def judge(self, images: Tensor, context: Context) -> Tensor:
-        """The discriminator's logits, (B,), in training. Real images and fakes are judged apart: they must not meet in
-        a batch norm."""
+        """The discriminator's logits, (B,), in training."""
         return self.discriminator(images, context)
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
@@ -235,7 +235,10 @@ class GAN(GenerativeModel):
         real = context.augmented(batch["image"])
         fake = context.augmented(self.fakes(batch, context, to_learn=False).detach())
         critic = partial(self.judge, context=context)
-        logits_real, logits_fake = critic(real), critic(fake)
+        if has_batch_norms(self.discriminator):  # in which real images and fakes must not meet
+            logits_real, logits_fake = critic(real), critic(fake)
+        else:  # by turns, so that what is drawn for dropout goes by the row of the global batch
+            logits_real, logits_fake = critic(torch.stack((real, fake), dim=1).flatten(0, 1)).view(-1, 2).unbind(1)
         loss = LossTerms.weighted(
             self.adversarial.discriminator_terms(critic, real, fake, logits_real, logits_fake, context)
         )

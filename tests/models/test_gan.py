@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from drawing import draws
+from replicas import gradients
 from torch import Tensor
 
 from genmodels.losses import ADVERSARIAL
@@ -125,6 +126,24 @@ def test_the_losses_are_the_papers():
     torch.testing.assert_close(loss.terms["value"].double(), value)
     generator_loss = model.generator_loss({"image": images()}, context.begin(1))
     torch.testing.assert_close(generator_loss.total.double(), (1 - d_fake).log().mean())
+
+
+def test_real_images_and_fakes_are_judged_in_one_pass():
+    """Without dropout the loss is that of two passes."""
+    model, passes = tiny(input_dropout=0.0, hidden_dropout=0.0), list[int]()
+    model.discriminator.register_forward_pre_hook(lambda network, given: passes.append(len(given[0])))
+    context = draws()
+    loss = model.discriminator_loss({"image": images()}, context)
+    assert passes == [8]
+    logits = [model.discriminator(x) for x in (images(), context.shared["fakes"].detach())]
+    torch.testing.assert_close(loss.total, ADVERSARIAL["non_saturating"].discriminator(*logits))
+
+
+def test_micro_batches_with_dropout_make_the_gradient_of_the_whole_batch():
+    config = TINY | {"batch_images": 8}
+    whole, parts = (gradients("gan", config, steps=1, accumulation=micros)[0] for micros in (1, 4))
+    for update, expected in whole.items():
+        torch.testing.assert_close(parts[update], expected)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
