@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genmodels.errors import SpecError
 
@@ -35,7 +35,8 @@ class GuardSpec(Record):
     """One guard: when it raises an alarm, and what is done then."""
 
     action: Literal["off", "warn", "stop", "roll_back"] = Field(
-        description="stop keeps the best checkpoint, roll_back goes on from the last one that no guard objected to"
+        description="off raises no alarm, stop keeps the best checkpoint, roll_back goes on from the last one that no "
+        "guard objected to; all are measured at the end"
     )
     threshold: float = Field(gt=0, description="the guard's value must not be beyond it")
     looks: int = Field(default=3, ge=1, description="in a row that must be beyond the threshold")
@@ -51,23 +52,22 @@ class GuardsSpec(Record):
 
     look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 40 times a run")
     warm_up: float = Field(default=0.25, ge=0, lt=1, description="share of a stage in which guards only measure")
-    divergence: GuardSpec = GuardSpec(action="roll_back", threshold=100.0, looks=1)
+    divergence: GuardSpec = Field(
+        default=GuardSpec(action="roll_back", threshold=100.0, looks=1),
+        description="of a loss; one that is not finite is rolled back even where this is off or warn",
+    )
+    gradient_norm: GuardSpec = GuardSpec(action="warn", threshold=30.0)
     mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
-    missing_classes: GuardSpec = GuardSpec(action="warn", threshold=2.0)
+    low_diversity: GuardSpec = GuardSpec(action="warn", threshold=10.0, looks=5)
+    missing_classes: GuardSpec = GuardSpec(action="warn", threshold=3.5)
     strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)
+    loss_at_floor: GuardSpec = GuardSpec(action="warn", threshold=0.9)
     oscillation: GuardSpec = GuardSpec(action="warn", threshold=0.5)
 
     def numerics(self) -> dict[str, Any]:
         """The settings of what can change the weights."""
         unacted = {name for name, value in self if isinstance(value, GuardSpec) and not value.acts}
         return self.model_dump(exclude=unacted)
-
-    @field_validator("divergence")
-    @classmethod
-    def _is_acted_upon(cls, divergence: GuardSpec) -> GuardSpec:
-        if not divergence.acts:
-            raise ValueError("no training can go on from a loss that is not finite; take stop or roll_back")
-        return divergence
 
 
 class Alarm(Record):
@@ -207,7 +207,9 @@ class TrainReport(Record):
     weights_digest: str
     images_shown: int
     updates: dict[str, int] = Field(description="optimiser steps taken, by update")
-    losses: dict[str, float] = Field(description="last logged mean of each term, update/term")
+    losses: dict[str, float] = Field(
+        description="last logged mean of each term and of the gradient's norm, update/term"
+    )
     images_per_second: float
     seconds: float = Field(description="time spent training, over all attempts")
     startup_seconds: float = Field(description="from the step's start to its first optimiser step")

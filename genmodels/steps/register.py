@@ -92,7 +92,7 @@ def _scores(evaluation: EvaluationReport) -> dict[str, str]:
 
 
 def _guards(trained: TrainReport) -> dict[str, str]:
-    """What the guards say of the weights; the gate of promotion looks at their objections."""
+    """What the guards say of the weights; the gate of promotion looks at the values of some."""
     values = {f"guard.{name}": f"{value:.4g}" for name, value in trained.guards.items()}
     return values | ({"guard.objections": ", ".join(trained.objections)} if trained.objections else {})
 

@@ -11,7 +11,11 @@ from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
 from genmodels.tracking.registry import ModelVersion, Registry
 
-COLLAPSED = "mode_collapse"  # the guard of training whose objection nothing outweighs
+COLLAPSED = {  # by guard of training: from which value on nothing outweighs it, whatever the run itself was told
+    "mode_collapse": (10.0, "its images are {} times closer together than real ones"),
+    "low_diversity": (3.0, "its images differ {} times less from each other than real ones"),
+    "missing_classes": (2.5, "the classes of its images have {} times less entropy than those of real ones"),
+}
 WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced
 REJECTED = "rejected"  # the verdict on a challenger that a person did not want
 FINAL = {WITHDRAWN, REJECTED}  # no rerun of these comes back by itself
@@ -31,6 +35,11 @@ class Proposal:
     def decision(self) -> Promotion:
         """The rule's."""
         return decide(self.challenger, self.scores, self.champion, self.champion_scores)
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether the rule's decision is nobody's to change."""
+        return collapse(self.challenger) is not None
 
 
 def promote(spec: RunSpec) -> Promotion:
@@ -59,8 +68,9 @@ def propose(spec: RunSpec) -> Proposal:
 def settle(spec: RunSpec, answer: Answer) -> Promotion:
     """Do as a person answered who was asked about the spec's registered version and the champion of that time.
 
-    Nothing changes if that is decided already, by an earlier answer or by another run, or if there is another champion
-    by now. The answer goes into the version's tags with the name that was claimed, before an alias moves.
+    Nothing changes if that is decided already, by an earlier answer or by another run, if there is another champion by
+    now, or if the version has collapsed. The answer goes into the version's tags with the name that was claimed, before
+    an alias moves.
     """
     registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
     with lease(f"champion/{name}"):
@@ -75,6 +85,11 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
             reason = (
                 f"{answer.name} (as claimed) {said} it beside {_named(answer.champion_version)}, but by now the "
                 f"champion is {_named(champion)}; run it again to be asked again."
+            )
+        if answer.approve and proposal.has_collapsed:
+            verdict, reason = (
+                "refused",
+                f"{proposal.decision.reason} {answer.name} (as claimed) {said} it all the same.",
             )
         facts = {"promoted": verdict == "approved", "reason": reason, "decided_by": answer.name, "decided": answer.time}
         decision = proposal.decision.model_copy(update=facts)
@@ -174,8 +189,8 @@ def decide(
     champion: ModelVersion | None,
     champion_scores: EvaluationReport | None,
 ) -> Promotion:
-    """The rule. A challenger that repeats itself never becomes champion, whatever its other numbers, and none without
-    a finite primary metric; without a champion any other does; with one it must have been judged by the same protocol
+    """The rule. A challenger that has collapsed never becomes champion, whatever its other numbers, and none without a
+    finite primary metric; without a champion any other does; with one it must have been judged by the same protocol
     on the same data and be better beyond the noise."""
     metric = _primary(scores)
 
@@ -191,9 +206,8 @@ def decide(
             champion_version=champion.version if champion else None,
         )
 
-    if COLLAPSED in challenger.tags.get("guard.objections", ""):
-        value = challenger.tags.get(f"guard.{COLLAPSED}", "too many")
-        return answer(False, f"It has collapsed: its images are {value} times closer together than real ones.")
+    if reason := collapse(challenger):
+        return answer(False, reason)
     if scores is None or metric is None:
         return answer(False, "The challenger has no finite primary metric; evaluate it again.")
     if champion is None:
@@ -216,6 +230,14 @@ def decide(
     return answer(
         False, f"Not better beyond the noise: {numbers}; the gain of {gain:.4g} does not exceed {noise:.4g}.", other
     )
+
+
+def collapse(version: ModelVersion) -> str | None:
+    """How a version has collapsed, as the guards of its training measured its weights, in a sentence; None if not."""
+    for guard, (limit, how) in COLLAPSED.items():
+        if (value := version.tags.get(f"guard.{guard}")) and not float(value) <= limit:
+            return f"It has collapsed: {how.format(value)}."
+    return None
 
 
 def _verdict(decision: Promotion, verdict: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from genmodels.errors import DivergedError, GenmodelsError
 from genmodels.spec import Alarm
 from genmodels.training.checkpoints import Checkpoints
 from genmodels.training.engine import Engine, NonFiniteLoss
-from genmodels.training.guards import Guards
+from genmodels.training.looks import Guards
 
 GRIDS_PER_RUN = 20
 log = logging.getLogger(__name__)

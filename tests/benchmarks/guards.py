@@ -3,7 +3,8 @@
     PYTHONPATH=tests:tests/training python tests/benchmarks/guards.py [--seeds 6]
 
 Prints the lowest and the highest value over the seeds that would have raised an alarm: the largest that was reached at
-as many looks in a row as the guard asks for, after the warm-up.
+as many looks in a row as the guard asks for, after the warm-up; and, where the gate of promotion asks for it, the value
+at the end.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from test_guards import small_engine
 
 from genmodels.errors import DivergedError
 from genmodels.spec import Alarm, GuardsSpec
+from genmodels.tracking.promotion import COLLAPSED
 from genmodels.training.engine import Engine
 from genmodels.training.guards import GUARDS
 from genmodels.training.loop import train
@@ -70,14 +72,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     seeds = parser.parse_args().seeds
     usual = GuardsSpec().model_dump()
-    out_of_reach = {
-        guard.name: usual[guard.name] | {"action": "stop" if guard.name == "divergence" else "warn", "threshold": 1e300}
-        for guard in GUARDS
-    }
+    out_of_reach = {guard.name: usual[guard.name] | {"action": "warn", "threshold": 1e300} for guard in GUARDS}
     guards = GuardsSpec.model_validate(out_of_reach | {"look_images": 480})
-    table = Table("training", *(guard.name for guard in GUARDS), "not finite")
+    table = Table("training", *(guard.name for guard in GUARDS), *(f"{name}, end" for name in COLLAPSED), "not finite")
     thresholds = [f"{usual[guard.name]['threshold']:g}, {usual[guard.name]['looks']} looks" for guard in GUARDS]
-    table.add_row("threshold", *thresholds, end_section=True)
+    table.add_row("threshold", *thresholds, *(f"{limit:g}" for limit, _ in COLLAPSED.values()), end_section=True)
     for kind, changes in KINDS.items():
         reached: dict[str, list[float]] = defaultdict(list)
         not_finite = 0
@@ -89,8 +88,10 @@ def main() -> None:
                 not_finite += 1
             for guard in GUARDS:
                 reached[guard.name].append(sustained(seen.values[guard.name], usual[guard.name]["looks"]))
-        table.add_row(kind, *(span(reached[guard.name]) for guard in GUARDS), f"{not_finite} of {seeds}")
-    Console().print(table)
+            for name in COLLAPSED:
+                reached[f"{name}, end"].append(sustained(seen.values[name][-1:], 1))
+        table.add_row(kind, *map(span, reached.values()), f"{not_finite} of {seeds}")
+    Console(width=250).print(table)
 
 
 def sustained(values: Sequence[float], looks: int) -> float:

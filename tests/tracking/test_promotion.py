@@ -9,10 +9,10 @@ from finished_run import evaluated, prepared
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import EvaluationReport, Metric, RunSpec
+from genmodels.spec import EvaluationReport, GuardsSpec, Metric, RunSpec
 from genmodels.steps.reports import report_key
 from genmodels.storage.objects import store
-from genmodels.tracking.promotion import appoint, decide, promote
+from genmodels.tracking.promotion import COLLAPSED, appoint, decide, promote
 from genmodels.tracking.registry import ModelVersion, Registry
 from genmodels.tracking.rest import TrackingServer
 
@@ -49,18 +49,39 @@ def test_the_first_one_is_champion():
     assert "There was no champion" in decision.reason
 
 
-@pytest.mark.parametrize("champion", [None, scores(100.0, 99.0, 101.0)])
-def test_a_collapsed_model_is_refused_whatever_its_other_numbers(champion: EvaluationReport | None):
-    """With the best score, and even where there is no champion; another guard's objection is no reason."""
-    tags = {"guard.objections": "mode_collapse, oscillation", "guard.mode_collapse": "87.3"}
-    collapsed, oscillating = (
-        replace(version(2), tags=tags),
-        replace(version(2), tags={"guard.objections": "oscillation"}),
-    )
-    decision = decide(collapsed, scores(1.0, 0.9, 1.1), champion and version(1), champion)
+@pytest.mark.parametrize("champion", [None, scores(100.0, 99.0, 101.0)], ids=["alone", "beside a champion"])
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"guard.mode_collapse": "87.3"}, "its images are 87.3 times closer together than real ones"),
+        ({"guard.low_diversity": "inf"}, "its images differ inf times less from each other than real ones"),
+        (
+            {"guard.missing_classes": "9.8"},
+            "the classes of its images have 9.8 times less entropy than those of real ones",
+        ),
+        (
+            {"guard.mode_collapse": "1.1", "guard.missing_classes": "nan"},
+            "the classes of its images have nan times less entropy",
+        ),
+    ],
+)
+def test_a_collapsed_model_is_refused_whatever_its_other_numbers(
+    champion: EvaluationReport | None, tags: dict[str, str], reason: str
+):
+    """With the best score, and even where there is no champion."""
+    decision = decide(replace(version(2), tags=tags), scores(1.0, 0.9, 1.1), champion and version(1), champion)
     assert not decision.promoted
-    assert decision.reason == "It has collapsed: its images are 87.3 times closer together than real ones."
-    assert decide(oscillating, scores(1.0, 0.9, 1.1), champion and version(1), champion).promoted
+    assert decision.reason.startswith(f"It has collapsed: {reason}")
+
+
+def test_another_guards_objection_and_values_within_the_limits_are_no_reason_to_refuse():
+    values = {f"guard.{name}": f"{limit:.4g}" for name, (limit, _) in COLLAPSED.items()}
+    tags = values | {"guard.objections": "oscillation, missing_classes", "guard.oscillation": "99"}
+    assert decide(replace(version(2), tags=tags), scores(1.0, 0.9, 1.1), None, None).promoted
+
+
+def test_what_the_gate_asks_for_is_what_guards_measure():
+    assert set(COLLAPSED) <= set(GuardsSpec.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,27 @@ from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.errors import DivergedError
 from genmodels.models import gan
-from genmodels.models.base import DataInfo
+from genmodels.models.base import DataInfo, scaled
 from genmodels.nn.normalization import BatchNorm
 from genmodels.spec import Alarm, GuardSpec, GuardsSpec, TrainingSpec
 from genmodels.storage.objects import store
+from genmodels.tracking.promotion import collapse
+from genmodels.tracking.registry import ModelVersion
 from genmodels.training.checkpoints import Checkpoints
 from genmodels.training.engine import Engine
-from genmodels.training.guards import Divergence, Look, MissingClasses, ModeCollapse, Oscillation, StrongDiscriminator
+from genmodels.training.guards import (
+    GUARDS,
+    Divergence,
+    GradientNorm,
+    Look,
+    LossAtFloor,
+    LowDiversity,
+    MissingClasses,
+    ModeCollapse,
+    Oscillation,
+    StrongDiscriminator,
+)
+from genmodels.training.looks import Guards, first_of_each
 from genmodels.training.loop import Outcome, train
 from genmodels.training.workers import Workers
 
@@ -72,14 +87,20 @@ def digits() -> Dataset:
     return Dataset.from_arrays({"train": {"image@8": pixels[:, None], "label": labels}})
 
 
-def small_engine(seed: int = 0, guards: GuardsSpec | None = None, training: Any = None, **changes: Any) -> Engine:
+def small_engine(
+    seed: int = 0,
+    guards: GuardsSpec | None = None,
+    training: Any = None,
+    model: type[SmallGAN] = SmallGAN,
+    **changes: Any,
+) -> Engine:
     workers = Workers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmallGAN(gan.Config.model_validate(BUDGET | changes), DataInfo(channels=1, classes=10))
+        made = model(gan.Config.model_validate(BUDGET | changes), DataInfo(channels=1, classes=10))
     place = {"seed": seed, "rank": workers.rank, "size": workers.size}
     return Engine(
-        model,
+        made,
         lambda stage: Loader(digits(), stage.inputs, stage.batch_images, **place),
         training=TrainingSpec(guards=guards or warning(), **(training or {})),
         seed=seed,
@@ -90,8 +111,10 @@ def small_engine(seed: int = 0, guards: GuardsSpec | None = None, training: Any 
 def warning(look_images: int = 960, **changes: Mapping[str, Any]) -> GuardsSpec:
     """Guards with their own thresholds that do nothing about alarms but warn, apart from what is changed."""
     settings = GuardsSpec().model_dump() | {"look_images": look_images}
-    for name in ("mode_collapse", "missing_classes", "strong_discriminator", "oscillation"):
-        settings[name] |= {"action": "warn"} | dict(changes.get(name, {}))
+    for guard in GUARDS:
+        if guard is not Divergence:
+            settings[guard.name] |= {"action": "warn"}
+        settings[guard.name] |= dict(changes.get(guard.name, {}))
     return GuardsSpec.model_validate(settings)
 
 
@@ -111,18 +134,78 @@ def test_mode_collapse_compares_the_distances_of_nearest_neighbours():
     assert guard.measure(Look({})) is None
 
 
-def test_missing_classes_counts_the_classes_of_the_nearest_real_images():
-    """Four classes, equally often; the made ones are near all of them, near two, near one, and near two unequally."""
-    guard, real, labels = MissingClasses(SPEC), pixels(0, 1, 2, 3), torch.tensor([7, 5, 2, 0])
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    for made, value in (
-        ((3.1, 2.2, 1.3, 0.4), 1.0),
-        ((0, 0.1, 1, 1.1), 2.0),
-        ((9, 8, 7, 6), 4.0),
-        ((0, 0, 0, 1), 4 / math.exp(entropy)),
+def test_low_diversity_compares_how_much_pairs_differ():
+    """Of flat images of luminances 1, 2/3, 1/3 and 0 beside each other, and of their like in half the contrast; the
+    similarity of two flat images is that of their luminances (Wang et al. 2003), as C1 is small."""
+
+    def flat(*luminances: float) -> Tensor:
+        return (2 * torch.tensor(luminances).view(-1, 1, 1, 1) - 1).expand(-1, 1, 8, 8)
+
+    def unlike(*luminances: float) -> float:
+        pairs = zip(luminances, [luminances[-1], *luminances[:-1]], strict=True)
+        return 1 - fmean((2 * a * b + 1e-4) / (a * a + b * b + 1e-4) for a, b in pairs)
+
+    guard, real, made = LowDiversity(SPEC), (1.0, 2 / 3, 1 / 3, 0.0), (0.75, 2 / 3, 1 / 3, 0.25)
+    expected = unlike(*real) / unlike(*made)
+    assert expected > 1.2
+    assert guard.measure(Look({}, [(flat(*real), flat(*made))])) == pytest.approx(expected, rel=1e-3)
+    assert guard.measure(Look({}, [(flat(*real), flat(*real)), (flat(*real), flat(*made))])) == pytest.approx(
+        expected, rel=1e-3
+    ), "the worst of two directions"
+    collapsed = guard.measure(Look({}, [(flat(*real), flat(0.5, 0.5, 0.5, 0.5))]))
+    assert collapsed is not None and collapsed > 1e4
+    assert guard.measure(Look({})) is None
+
+
+def test_missing_classes_compares_the_entropies_of_the_classes_of_the_nearest_real_images():
+    """Four classes, equally often; the made ones are near all of them, near two, and near two unequally; the real ones
+    near all of them, and near two."""
+    guard, others, labels = MissingClasses(SPEC), pixels(0, 1, 2, 3), torch.tensor([7, 5, 2, 0])
+    unequal = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    for made, entropy in (
+        ((3.1, 2.2, 1.3, 0.4), math.log(4)),
+        ((0, 0.1, 1, 1.1), math.log(2)),
+        ((0, 0, 0, 1), unequal),
     ):
-        assert guard.measure(Look({}, [(real, pixels(*made))], labels)) == pytest.approx(value)
-    assert guard.measure(Look({}, [(real, real)])) is None, "without labels"
+        for real, entropy_real in (
+            (pixels(0.2, 0.8, 2.2, 2.8), math.log(4)),
+            (pixels(0.2, 0.8, 0.1, 0.9), math.log(2)),
+        ):
+            look = Look({}, [(real, pixels(*made))], (others, labels))
+            assert guard.measure(look) == pytest.approx(entropy_real / entropy)
+    one = guard.measure(Look({}, [(others, pixels(9, 8, 7, 6))], (others, labels)))
+    assert one is not None and one > 1e5, "all of one class"
+    assert guard.measure(Look({}, [(others, others)])) is None, "without labels"
+
+
+def test_missing_classes_counts_a_thousand_modes():
+    """Three digits beside each other, as a number. For 2,000 pictures of 100 of them it would be ln 1000 / ln 100, 1.5,
+    if the nearest of 16 pictures of each number were always of the same."""
+    table, generator = digits().table("train"), torch.Generator().manual_seed(0)
+    images, labels = (torch.from_numpy(table.columns[name][0]) for name in ("image@8", "label"))
+    of_digit = [scaled(images[labels == digit, 0]) for digit in range(10)]
+
+    def stacks(count: int, numbers: int) -> tuple[Tensor, Tensor]:
+        """Pictures (count, 3, 8, 8) of equally many of each of the first so many numbers, and these."""
+        wanted = torch.arange(count) % numbers
+        drawn = torch.rand(count, 3, generator=generator).tolist()
+        channels = [
+            torch.stack(
+                [
+                    of_digit[int(d)][int(share * len(of_digit[int(d)]))]
+                    for d, share in zip(f"{number:03}", shares, strict=True)
+                ]
+            )
+            for number, shares in zip(wanted.tolist(), drawn, strict=True)
+        ]
+        return torch.stack(channels), wanted
+
+    others, (real, _), (few, _) = stacks(16_000, 1_000), stacks(2_000, 1_000), stacks(2_000, 100)
+    again, _ = stacks(2_000, 1_000)
+    guard = MissingClasses(SPEC)
+    assert guard.measure(Look({}, [(real, again)], others)) == pytest.approx(1.0, abs=0.01)
+    missing = guard.measure(Look({}, [(real, few)], others))
+    assert missing is not None and 1.25 < missing < 1.5
 
 
 def test_oscillation_is_the_way_that_leads_nowhere():
@@ -146,33 +229,96 @@ def test_divergence_is_a_loss_far_beyond_what_is_usual():
     assert values == [0.0, 2.0 / 8.0, 4.0 / 5.0, 5_000.0 / 4.0]
 
 
+def test_a_gradient_is_compared_with_what_is_usual_for_its_update():
+    """Means of 4, 2 and 6, so that 40 is 10 times as large as the median; then the other update's vanishes."""
+    guard = GradientNorm(SPEC)
+    means = [(4.0, 100.0), (2.0, 100.0), (6.0, 100.0), (40.0, 100.0), (5.0, 1.0), (5.0, 0.0)]
+    looks = [Look({"d/gradient_norm": d, "g/gradient_norm": g, "d/loss": 1e9}) for d, g in means]
+    values = [guard.measure(look) for look in looks]
+    assert values[0] is None, "nothing to compare it with"
+    assert values[1:5] == pytest.approx([2.0, 6.0 / 3.0, 40.0 / 4.0, 100.0])
+    assert values[5] is not None and values[5] > 1e30
+    still = GradientNorm(SPEC)
+    assert [still.measure(Look({"d/gradient_norm": 0.0})) for _ in range(2)] == [None, 1.0], "what never learns"
+    assert still.measure(Look({"d/loss": 1.0})) is None
+
+
 def test_a_strong_discriminator_is_the_best_of_several():
     look = Look({"discriminators/separation_a": 0.7, "discriminators/separation_b": 0.9, "generator/loss": 3.0})
     assert StrongDiscriminator(SPEC).measure(look) == 0.9
 
 
-def test_models_without_a_discriminator_are_watched_for_divergence_alone():
+def test_the_loss_at_the_floor_is_that_of_the_surest_of_several():
+    look = Look({"discriminators/certainty_a": -0.2, "discriminators/certainty_b": 0.4, "discriminators/loss": 0.9})
+    assert LossAtFloor(SPEC).measure(look) == 0.4
+    assert LossAtFloor(SPEC).measure(Look({"critic/loss": 0.9})) is None
+
+
+def test_models_without_a_discriminator_are_watched_for_divergence_and_for_their_gradients_alone():
     run = engine(guards=GuardsSpec(look_images=40))  # the toy neither samples nor translates
-    assert set(train(run).values) == {"divergence"}
+    assert set(train(run).values) == {"divergence", "gradient_norm"}
 
 
-def test_how_often_the_guards_err():
-    """Twenty small models, healthy ones and ones that are made to collapse. No healthy one raises an alarm, every one
-    that can draw but a line of images does, and most of those whose discriminator learns 100 times too fast: what
-    becomes of them is chaos, and was found in 6 of 6 with one thread, in all of them by the classes that they miss."""
-    kinds: list[tuple[int, dict[str, Any]]] = [(8, {}), (6, {"discriminator_learning_rate": 0.1}), (6, {"latent": 1})]
-    outcomes = [[train(small_engine(seed, **changes)) for seed in range(runs)] for runs, changes in kinds]
-    healthy, too_fast, one_dimensional = ([bool(outcome.alarms) for outcome in runs] for runs in outcomes)
-    assert sum(healthy) == 0
-    assert sum(too_fast) > len(too_fast) / 2
-    assert sum(one_dimensional) == 6
-    assert all("mode_collapse" in outcome.beyond for outcome in outcomes[2]), "which the gate of promotion refuses"
-    assert not any("mode_collapse" in outcome.beyond for outcome in outcomes[0])
+def test_a_model_that_draws_what_is_no_image_repeats_itself():
+    """A generator of NaN: all its images are taken for the same grey one."""
+
+    class Broken(Generator):
+        def forward(self, input: Tensor) -> Tensor:
+            images = super().forward(input)
+            return images if self.training else images * math.nan
+
+    class BrokenGAN(SmallGAN):
+        Generator = Broken
+
+    run = small_engine(guards=warning(), model=BrokenGAN, images=640)
+    outcome = train(run)
+    assert {"mode_collapse", "low_diversity"} <= set(outcome.beyond)
+    assert outcome.values["missing_classes"] > 1e5, "of one class"
+
+
+def stopping() -> GuardsSpec:
+    """Guards with their own thresholds that all end the training."""
+    return warning(480, **{guard.name: {"action": "stop"} for guard in GUARDS})
+
+
+def verdict(engine: Engine) -> tuple[bool, bool]:
+    """Whether a guard raised an alarm over a training, and whether the gate refuses its model as collapsed."""
+    try:
+        outcome = train(engine)
+    except DivergedError:
+        return True, True
+    tags = {f"guard.{name}": f"{value:.4g}" for name, value in outcome.values.items()}
+    version = ModelVersion("small_gan.digits", 1, model_id="", run_id="", tags=tags, aliases=[])
+    return bool(outcome.alarms), collapse(version) is not None
+
+
+HEALTHY: list[dict[str, Any]] = [
+    {},
+    {"adversarial_loss": "hinge"},
+    {"adversarial_loss": "wgan_gp", "r1_gamma": 0.0},
+]
+
+
+@pytest.mark.parametrize("changes", HEALTHY, ids=["non_saturating", "hinge", "wgan_gp"])
+def test_no_guard_and_no_gate_objects_to_a_healthy_training(changes: dict[str, Any]):
+    """Twenty-one small models, seven of each loss."""
+    assert [verdict(small_engine(seed, stopping(), **changes)) for seed in range(7)] == [(False, False)] * 7
+
+
+def test_a_line_of_images_is_found_and_refused():
+    """Ten small models with a latent of one dimension, all of which the guards stop and the gate refuses."""
+    assert [verdict(small_engine(seed, stopping(), latent=1)) for seed in range(10)] == [(True, True)] * 10
+
+
+def test_most_discriminators_that_learn_too_fast_are_found():
+    """Eleven small models whose discriminator learns 100 times too fast: what becomes of each is chaos."""
+    verdicts = [verdict(small_engine(seed, stopping(), discriminator_learning_rate=0.1)) for seed in range(11)]
+    assert sum(alarm for alarm, _ in verdicts) > len(verdicts) / 2
 
 
 ALWAYS = {"threshold": 1e-6, "looks": 2}
-OFF = {"action": "off"}
-SILENT = {"missing_classes": OFF, "strong_discriminator": OFF}
+OFF = {"action": "off", "threshold": 1e300}
+SILENT = {guard.name: OFF for guard in GUARDS if guard not in {Divergence, ModeCollapse}}
 
 
 class Notes:
@@ -213,13 +359,21 @@ def run_with(guards: GuardsSpec, checkpoints: Checkpoints, **training: Any) -> t
 def test_a_warning_is_raised_once_and_changes_nothing(checkpoints: Checkpoints):
     run, outcome, notes = run_with(warning(64, mode_collapse=ALWAYS, **SILENT), checkpoints)
     other = Checkpoints(store(), "runs/quiet-guards", keep=1)
-    quiet, silent, _ = run_with(warning(64, mode_collapse=OFF, **SILENT), other)
+    quiet, silent, _ = run_with(warning(64, mode_collapse={"action": "off"}, **SILENT), other)
     assert run.position.images == 1_280
     assert [alarm.images for alarm in outcome.alarms] == [384], "a quarter of the stage, and two looks"
     assert "384 images" in outcome.alarms[0].message and "times closer" in outcome.alarms[0].message
     assert notes.alarms == outcome.alarms
-    assert (outcome.beyond, silent.beyond, silent.alarms) == (["mode_collapse"], [], [])
+    assert (outcome.beyond, silent.alarms) == (["mode_collapse"], [])
+    assert silent.values["mode_collapse"] == outcome.values["mode_collapse"], "at the end all guards are asked"
     assert torch.equal(flat(run.model.state_dict()), flat(quiet.model.state_dict()))
+
+
+def test_a_large_loss_can_be_warned_of():
+    guards = warning(320, mode_collapse=OFF, divergence={"action": "warn", "threshold": 1e-6}, **SILENT)
+    run = small_engine(guards=guards, images=1_280)
+    assert [(alarm.guard, alarm.action) for alarm in train(run).alarms] == [("divergence", "warn")]
+    assert run.position.images == 1_280
 
 
 def test_a_stop_keeps_the_best_checkpoint(checkpoints: Checkpoints):
@@ -243,6 +397,20 @@ def test_a_stop_before_the_last_stage_is_a_failure():
     guards = GuardsSpec.model_validate(GuardsSpec().model_dump() | {"divergence": {"action": "stop", "threshold": 9.0}})
     with pytest.raises(DivergedError, match=r"'penalty' is not finite .* in stage first, and no stage before the last"):
         train(engine(Toy(poisoned={(5, 1)}), guards=guards))
+
+
+def test_of_equal_images_the_first_is_kept():
+    images = pixels(5, 3, 5, 1, 3, 3, 0)
+    assert first_of_each(images).tolist() == [0, 1, 3, 6]
+
+
+def test_real_images_that_tell_classes_are_others_than_those_that_are_compared():
+    guards = Guards(small_engine())
+    compared = guards._real_images()["image"]
+    assert guards._real[2] is not None
+    others, labels = guards._real[2]
+    assert (len(compared), len(others), len(labels)) == (256, 1_024, 1_024)
+    assert len(torch.cat([compared, others]).unique(dim=0)) == 1_280
 
 
 def test_guards_go_on_after_an_interruption_as_if_there_had_been_none(checkpoints: Checkpoints):

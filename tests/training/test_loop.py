@@ -122,8 +122,10 @@ def test_a_snapshot_does_not_see_what_training_does_next(checkpoints: Checkpoint
     assert found is not None and found["weight"].tolist() == [1, 1, 1]
 
 
-def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints: Checkpoints):
-    """Poisoned at one step only as long as nothing was rolled back: the second try gets past it."""
+@pytest.mark.parametrize("action", ["roll_back", "warn", "off"])
+def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints: Checkpoints, action: str):
+    """Poisoned at one step only as long as nothing was rolled back: the second try gets past it. It does so whatever
+    is asked for where a loss is large."""
 
     class PoisonedOnce(Toy):
         def critic_loss(self, batch, context):  # type: ignore[no-untyped-def]
@@ -131,7 +133,8 @@ def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints:
             first_try = run.position.rollbacks == 0
             return terms if context.step != 30 or not first_try else type(terms)(terms.total * torch.nan, terms.terms)
 
-    run, notes = engine(PoisonedOnce(), guards=GuardsSpec(look_images=32)), Notes()
+    divergence = GuardsSpec().divergence.model_copy(update={"action": action})
+    run, notes = engine(PoisonedOnce(), guards=GuardsSpec(look_images=32, divergence=divergence)), Notes()
     outcome = train(run, checkpoints, notes)
     assert run.finished and run.position.rollbacks == 1
     first_try, second_try = [32, 64, 96, 128, 160, 192, 224, 240], [192, 224, 256, 288, 320, 320]
