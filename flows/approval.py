@@ -68,7 +68,8 @@ def asked() -> Question | None:
 
 
 def ask(spec: RunSpec, *, within_hours: float) -> Answer | None:
-    """The answer of a person to whether the spec's registered version becomes champion; None if that is decided.
+    """The answer of a person to whether the spec's registered version becomes champion; None if that is decided, or is
+    for nobody to decide, since the version has collapsed.
 
     Raises:
         Pause: (Prefect's own) when the run is suspended.
@@ -78,7 +79,7 @@ def ask(spec: RunSpec, *, within_hours: float) -> Answer | None:
     if (question := asked()) and (given := _given(question)):
         return _answer(question, given)
     proposal = propose(spec)
-    if proposal.settled:
+    if proposal.settled or proposal.has_collapsed:
         return None
     champion = proposal.champion
     question = Question(key=uuid4().hex, spec=spec, champion_version=champion.version if champion else None)

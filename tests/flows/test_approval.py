@@ -1,9 +1,11 @@
 """A person decides about a challenger: through Prefect's API as its pages use it, and once on the page itself."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,11 +17,13 @@ from test_deployments import registered, server  # noqa: F401  (the fixture)
 from test_retrain import artifacts, prefect
 from waiting import wait_for
 
-from flows.retrain import retrain
+from flows.retrain import Outcome, retrain
 from genmodels.settings import Settings
-from genmodels.spec import RunSpec
-from genmodels.tracking.promotion import appoint, promote
+from genmodels.spec import Answer, RunSpec
+from genmodels.storage.objects import store
+from genmodels.tracking.promotion import appoint, promote, settle
 from genmodels.tracking.registry import ModelVersion, Registry
+from genmodels.tracking.rest import TrackingServer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -165,6 +169,39 @@ def test_nothing_changes_without_an_answer(
     assert "gate.verdict" not in version(new).tags
     assert answer(stack, run, ANN) == "ABORT", "too late"
     assert champion() == old
+
+
+def test_a_collapsed_training_is_told_of_and_refused_and_nobody_is_asked(stack: Settings):
+    """Its generator draws a line of images, from a latent of one dimension; the guard would let it be."""
+    guard = "training.guards.mode_collapse"
+    overrides = ["latent=1", "generator_units=32", "images=12800", f"{guard}.action=warn"]
+    outcome = retrain("gan", "digits", overrides=overrides, workers=1, promotion="manual")
+    assert isinstance(outcome, Outcome)
+    assert re.match(
+        r"It has collapsed: its images are \d+\S* times closer together than real ones\.", outcome.promotion
+    )
+    assert "champion" not in outcome.aliases
+
+    resource = {"id": [f"genmodels.run.{outcome.run_key}"]}
+    wanted = {"event": {"name": ["genmodels.guard.mode_collapse"]}, "resource": resource}
+    [event] = wait_for(lambda: prefect(stack, "events/filter", filter=wanted)["events"])
+    assert event["payload"]["action"] == "warn"
+    assert event["payload"]["value"] > event["payload"]["threshold"] == 10.0
+    version = Registry().find(outcome.model_uri)
+    assert version.tags["gate.verdict"] == "refused"
+    assert "mode_collapse" in version.tags["guard.objections"].split(", ")
+    run = TrackingServer().get("runs/get", run_id=version.run_id)["run"]
+    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    assert f"{metrics['guard/mode_collapse']:.4g}" == version.tags["guard.mode_collapse"]
+    assert {"guard/low_diversity", "guard/missing_classes", "loss/generator/gradient_norm"} <= set(metrics)
+
+    spec = RunSpec.model_validate_json(store().get(f"runs/{outcome.run_key}/spec.json"))
+    late = Answer(approve=True, name="Ann", reason="crisp", time=datetime.now(UTC), champion_version=None)
+    decision = settle(spec, late)
+    assert not decision.promoted, "who was asked before there was this rule"
+    assert decision.reason == f"{outcome.promotion} Ann (as claimed) approved it all the same."
+    assert "champion" not in Registry().find(outcome.model_uri).aliases
+    assert appoint(f"{version.name}@{version.version}", "to look at it").promoted, "but by hand it can be"
 
 
 def test_a_served_run_suspends_and_goes_on_when_the_form_is_filled(
