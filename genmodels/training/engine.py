@@ -28,7 +28,7 @@ from genmodels.training.memory import keep_freed_memory
 from genmodels.training.randomness import Draws, seed_of
 from genmodels.training.workers import Workers
 
-MAX_TERMS = 16
+MAX_TERMS = 32
 PREPROCESSING = -1
 REAL_SIGN = "real_sign"  # the term that augmentation adapts to: E sign D(real) over the global batch
 
