@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy() -> None:
             ["retrain", "progresive_gan", "-d", "digits"],
             "Unknown model 'progresive_gan'; did you mean progressive_gan?",
         ),
-        (["retrain", "progressive_gan", "-d", "digitz"], "Unknown data set 'digitz'; did you mean digits?"),
+        (["retrain", "progressive_gan", "-d", "digitz"], "'digitz'; did you mean digits or stacked_digits?"),
         (["retrain", "progressive_gan", "-d", "digits", "--preset", "dmo"], "did you mean demo?"),
         (["retrain", "progressive_gan", "-d", "digits", "--set", "latnt=3"], "'latnt'; did you mean latent?"),
         (["retrain", "progressive_gan", "-d", "digits", "--set", "resolution=9"], "'resolution' cannot be 9"),
