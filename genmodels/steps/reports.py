@@ -95,7 +95,8 @@ def _left_behind(report: Record) -> Iterator[str]:
 
 
 def save_report(step: str, spec: RunSpec, report: Record) -> None:
-    """Says that a step is done."""
+    """Says that a step is done, and forgets the error of a worker that was started again since."""
+    clear_failure(step, spec)
     store().put_record(report_key(step, spec), report)
 
 

@@ -77,13 +77,13 @@ def train(spec: RunSpec, *, ray: bool = False) -> TrainReport:
         from genmodels.training.on_ray import run_workers
 
         run_workers(work, task, workers=spec.workers, training=spec.training, settings=settings())
-        if failure := read_failure("train", spec):
-            raise failure.error()
     else:
         work(task)
-    report = load_report("train", spec, TrainReport)
-    assert report, "the first worker leaves a report before it returns"
-    return report
+    if report := load_report("train", spec, TrainReport):
+        return report
+    failure = read_failure("train", spec)
+    assert failure, "the first worker leaves a report, or the worker that cannot go on its error"
+    raise failure.error()
 
 
 def work(task: dict[str, Any]) -> None:

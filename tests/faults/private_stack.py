@@ -241,7 +241,8 @@ def _assert_nothing_lies_about() -> None:
         for key in keys
         if key not in pruned and not KEPT.fullmatch(key) and not key.startswith((*data_sets, *known))
     ]
-    assert not orphans, f"neither a run's own nor found by prune: {orphans}"
+    contents = {key: store().get(key)[:500] for key in orphans}
+    assert not orphans, f"neither a run's own nor found by prune: {contents}"
 
 
 def prefect(path: str, **query: Any) -> Any:
