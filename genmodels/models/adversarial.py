@@ -19,7 +19,12 @@ from genmodels.losses import (
     separation,
     zero_centred_gradient_penalty,
 )
-from genmodels.models.base import Context, ModelConfig, Samples
+from genmodels.models.base import (
+    Context,
+    ModelConfig,
+    Passes,
+    Samples,
+)
 from genmodels.nn.augmentation import moved
 from genmodels.nn.batch_norm import has_batch_norms, measuring_standing_statistics
 from genmodels.spec import TrainingSpec
@@ -130,18 +135,16 @@ class Adversarial:
         if self.loss.clips_weights:
             clip_weights(parameters, self.config.weight_clip)
 
-    def least_judging(self, steps: int = 1) -> float:
-        """Work of the discriminator per image if the generator is updated every so many steps, in units of one forward.
-
-        Forward costs 1, backward 2, or 1 towards the input alone. A penalty costs 6: forward, gradient, and the
-        backward pass of both.
-        """
+    def least_judging(self, judge: Passes, steps: int = 1) -> float:
+        """FLOPs of the discriminator per image if the generator is updated every so many steps. Its own updates ask for
+        no gradient towards what it judges, the generator's for none towards its weights."""
         config = self.config
-        lazy = (bool(config.r1_gamma) + bool(config.r2_gamma)) / config.r1_interval_steps
-        judging_real_and_fake, judging_for_the_generator = 2 * 3, (2 + self.loss.relativistic) / steps
-        lazy += self.loss.penalises_gradients / config.gradient_penalty_interval_steps
-        penalties = 6 * lazy + 3 * bool(config.consistency_weight)
-        return judging_real_and_fake + penalties + judging_for_the_generator
+        sets_judged = 2 + bool(config.consistency_weight)  # real, fake and shifted
+        penalties = (bool(config.r1_gamma) + bool(config.r2_gamma)) / config.r1_interval_steps
+        penalties += self.loss.penalises_gradients / config.gradient_penalty_interval_steps
+        for_the_generator = (1 + self.loss.relativistic) * judge.forward + judge.to_input
+        own = sets_judged * (judge.forward + judge.to_weights) + (penalties and penalties * judge.penalty)
+        return own + for_the_generator / steps
 
 
 def shifted(images: Tensor, context: Context) -> Tensor:

@@ -18,6 +18,7 @@ from genmodels.models.base import (
     GenerativeModel,
     LossTerms,
     OneStageConfig,
+    Passes,
     Stage,
     Update,
 )
@@ -78,9 +79,8 @@ class Autoregressive(GenerativeModel):
     def updates(self, stage: Stage) -> list[Update]:
         return [Update("likelihood", list(self.parameters()), self.loss, Adam(self.config.learning_rate))]
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """Forward costs 1, backward 2."""
-        return 3 * forward["network"]
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        return passes["network"].forward + passes["network"].to_weights
 
     def loss(self, batch: Batch, context: Context) -> LossTerms:
         bits = bits_per_dim(self._log_likelihood(batch["image"], batch.get("label")), batch["image"][0].numel())

@@ -207,6 +207,26 @@ class Update:
     schedule: Callable[[int], float] = field(default=lambda images_in_stage: 1.0)
 
 
+class Passes(Protocol):
+    """FLOPs per image of the passes of one network: forward; backward towards the weights, the input, or both; and all
+    those of a penalty on the gradient of its output, to learn from it."""
+
+    @property
+    def forward(self) -> float: ...
+
+    @property
+    def to_weights(self) -> float: ...
+
+    @property
+    def to_input(self) -> float: ...
+
+    @property
+    def to_both(self) -> float: ...
+
+    @property
+    def penalty(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Ema:
     """Exponential moving average of some submodules' weights, for sampling and for the registry.
@@ -242,9 +262,9 @@ class GenerativeModel(nn.Module):
         """The networks by name, for parameter counts."""
         return {name: module for name, module in self.named_children() if any(True for _ in module.parameters())}
 
-    def least_flops(self, forward: Mapping[str, float]) -> float | None:
-        """FLOPs per image that a step's updates cannot do without, given each network's forward FLOPs per image;
-        None if the model does not say. `bench` prints it beside what was counted."""
+    def least_flops(self, passes: Mapping[str, Passes]) -> float | None:
+        """FLOPs per image that a step's updates cannot do without, given what the passes of each network take; None if
+        the model does not say. `bench` prints it beside what was counted."""
         return None
 
     def at(self, stage: Stage, images_in_stage: int) -> None:

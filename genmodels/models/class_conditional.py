@@ -32,6 +32,7 @@ from genmodels.models.base import (
     GenerativeModel,
     LossTerms,
     OneStageConfig,
+    Passes,
     Stage,
     Update,
 )
@@ -111,12 +112,11 @@ class ClassConditionalGAN(GenerativeModel):
     def _share_of_the_rate(self, images_in_stage: int) -> float:
         return max(0.0, 1 - images_in_stage / self.config.images) if self.config.linear_decay else 1.0
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """See `Adversarial.least_judging`; what the generator's update needs is needed that much less often."""
-        once_in = self.config.discriminator_steps
-        for_the_generator = 2 + self.adversarial.loss.relativistic
-        judging = self.adversarial.least_judging() - for_the_generator * (1 - 1 / once_in)
-        return judging * forward["discriminator"] + (1 + 2 / once_in) * forward["generator"]
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        """Both updates of a step judge the same fakes."""
+        steps, generator = self.config.discriminator_steps, passes["generator"]
+        judging = self.adversarial.least_judging(passes["discriminator"], steps)
+        return judging + generator.forward + generator.to_weights / steps
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.adversarial.constrain(self.discriminator.parameters())

@@ -24,6 +24,7 @@ from genmodels.models.base import (
     GenerativeModel,
     Input,
     LossTerms,
+    Passes,
     Stage,
     Update,
     scaled,
@@ -210,12 +211,13 @@ class CycleGAN(GenerativeModel):
     def _judges(self) -> list[nn.Parameter]:
         return [*chain(self.discriminator_a.parameters(), self.discriminator_b.parameters())]
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """See `Adversarial.least_judging`; a translation is differentiated towards the weights and the input."""
-        translations = 3 if self.config.identity_weight else 2
-        generators = forward["generator_ab"] + forward["generator_ba"]
-        judges = forward["discriminator_a"] + forward["discriminator_b"]
-        return 3 * translations * generators + self.adversarial.least_judging() * judges
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        """A generator translates real images, which get no gradient, and the other's fakes, which do."""
+        of_real = 2 if self.config.identity_weight else 1
+        generators = (passes["generator_ab"], passes["generator_ba"])
+        translating = sum(of_real * (g.forward + g.to_weights) + g.forward + g.to_both for g in generators)
+        judges = (passes["discriminator_a"], passes["discriminator_b"])
+        return translating + sum(map(self.adversarial.least_judging, judges))
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.adversarial.constrain(self._judges())

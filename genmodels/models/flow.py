@@ -28,6 +28,7 @@ from genmodels.models.base import (
     GenerativeModel,
     LossTerms,
     OneStageConfig,
+    Passes,
     Stage,
     Update,
     Workers,
@@ -409,9 +410,8 @@ class Flow(GenerativeModel):
     def _learning_rate_factor(self, images_in_stage: int) -> float:
         return min(1.0, (images_in_stage + self.config.batch_images) / self.config.warm_up_images)
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """Forward costs 1, backward 2."""
-        return 3 * forward["flow"]
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        return passes["flow"].forward + passes["flow"].to_weights
 
     def loss(self, batch: Batch, context: Context) -> LossTerms:
         """Bits per dimension of the dequantised pixels, always in fp32: in bf16 the inverse would be none."""

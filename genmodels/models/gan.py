@@ -26,6 +26,7 @@ from genmodels.models.base import (
     GenerativeModel,
     LossTerms,
     OneStageConfig,
+    Passes,
     Stage,
     Update,
 )
@@ -213,11 +214,11 @@ class GAN(GenerativeModel):
             ),
         ]
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """See `Adversarial.least_judging`; both updates of a step judge the same fakes."""
-        steps = self.config.discriminator_steps
-        judging = self.adversarial.least_judging(steps) * forward["discriminator"]
-        return judging + (1 + 2 / steps) * forward["generator"]
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        """Both updates of a step judge the same fakes."""
+        steps, generator = self.config.discriminator_steps, passes["generator"]
+        judging = self.adversarial.least_judging(passes["discriminator"], steps)
+        return judging + generator.forward + generator.to_weights / steps
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.adversarial.constrain(self.discriminator.parameters())

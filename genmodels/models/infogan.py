@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from genmodels.models import gan
 from genmodels.models.adversarial import WeightedTerms
-from genmodels.models.base import Batch, Context, LossTerms
+from genmodels.models.base import Batch, Context, LossTerms, Passes
 from genmodels.nn.normalization import BatchNorm
 
 
@@ -134,6 +134,15 @@ class InfoGAN(gan.GAN):
     Discriminator = Discriminator
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     title = "InfoGAN"
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Q's own layers beside the discriminator that they are part of."""
+        return super().networks() | {"recognition": self.discriminator.get_submodule("recognition")}
+
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        """The codes of real images are not asked for."""
+        recognising = passes["recognition"].forward + passes["recognition"].to_both
+        return super().least_flops(passes) - recognising
 
     def latents(self, n: int, draws: gan.Draws) -> Tensor:
         """(n, Z): each categorical code one-hot, the continuous codes and the noise uniform on [-1, 1)."""

@@ -28,6 +28,7 @@ from genmodels.models.base import (
     GenerativeModel,
     Input,
     LossTerms,
+    Passes,
     Stage,
     Update,
     scaled,
@@ -257,9 +258,10 @@ class ProgressiveGAN(GenerativeModel):
     def _level_of(self, stage: Stage) -> int:
         return stage.resolution.bit_length() - 3
 
-    def least_flops(self, forward: Mapping[str, float]) -> float:
-        """See `Adversarial.least_judging`; the minibatch standard deviation joins all passes of a penalty."""
-        return self.adversarial.least_judging() * forward["discriminator"] + 3 * forward["generator"]
+    def least_flops(self, passes: Mapping[str, Passes]) -> float:
+        """Both updates of a step judge the same fakes."""
+        generator = passes["generator"]
+        return self.adversarial.least_judging(passes["discriminator"]) + generator.forward + generator.to_weights
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         self.level = self._level_of(stage)

@@ -3,19 +3,22 @@
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
+from genmodels.losses import zero_centred_gradient_penalty
 from genmodels.models.base import GenerativeModel, Input, Stage
 from genmodels.spec import Record, TrainingSpec
 from genmodels.training.engine import Engine, Position
@@ -66,7 +69,7 @@ def bench(
     stage = model.stages[-1]
     engine = endless_engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
     say("counting FLOPs")
-    flops, forward = _flops(engine)
+    flops, passes = _flops(engine)
     shown = engine.stage.batch_images
     blocks = []
     for block in range(BLOCKS + 1):
@@ -75,6 +78,7 @@ def bench(
         if block:
             blocks.append(steps * shown / seconds)
     rate = statistics.median(blocks)
+    peak_memory = _peak_memory(engine.device)  # of training, not of what follows
     return BenchReport(
         model=name,
         resolution=stage.resolution,
@@ -85,9 +89,9 @@ def bench(
         blocks=blocks,
         parameters={n: sum(p.numel() for p in net.parameters()) for n, net in model.networks().items()},
         flops_per_image=flops / shown,
-        least_flops_per_image=model.least_flops(forward),
+        least_flops_per_image=model.least_flops(passes),
         gflops_per_second=flops / shown * rate / 1e9,
-        peak_memory_mib=_peak_memory(engine.device) / 2**20,
+        peak_memory_mib=peak_memory / 2**20,
     )
 
 
@@ -121,26 +125,69 @@ def random_data(inputs: Mapping[str, Input], channels: int, classes: int) -> Dat
     return Dataset.from_arrays(tables)
 
 
-def _flops(engine: Engine) -> tuple[float, dict[str, float]]:
-    """FLOPs of one step, averaged over the longest interval of its updates; and of each network's forward, per row."""
+class _Passes:
+    """What the passes of a network take, see `Passes`, each counted when it is asked for: on what the network was first
+    called with in a step."""
+
+    def __init__(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
+        x, *rest = args
+        self.input = x.detach()
+        self.network = partial(lambda x, **more: network(x, *rest, **more), **kwargs)
+        self.weights = list(network.parameters())
+
+    @property
+    def forward(self) -> float:
+        with torch.no_grad():
+            return self._flops(lambda: self.network(self.input))
+
+    @property
+    def to_weights(self) -> float:
+        return self._backward(self.input, self.weights)
+
+    @property
+    def to_input(self) -> float:
+        x = self.input.clone().requires_grad_()
+        return self._backward(x, [x])
+
+    @property
+    def to_both(self) -> float:
+        x = self.input.clone().requires_grad_()
+        return self._backward(x, [x, *self.weights])
+
+    @property
+    def penalty(self) -> float:
+        def learn() -> None:
+            penalty = zero_centred_gradient_penalty(lambda x: tree_leaves(self.network(x))[0], self.input)
+            penalty.backward(inputs=self.weights)  # a counter does not follow `grad` to a leaf that a layer is given
+
+        return self._flops(learn)
+
+    def _backward(self, x: Tensor, towards: Sequence[Tensor]) -> float:
+        total = sum((output.sum() for output in tree_leaves(self.network(x))), start=torch.zeros(()))
+        return self._flops(lambda: torch.autograd.grad(total, towards, allow_unused=True))
+
+    def _flops(self, act: Callable[[], Any]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            act()
+        return counter.get_total_flops() / len(self.input)
+
+
+def _flops(engine: Engine) -> tuple[float, dict[str, _Passes]]:
+    """FLOPs of one step, averaged over the longest interval of its updates; and the passes of each network."""
     interval = max(update.interval_steps for update in engine.model.updates(engine.stage))
-    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+    passes: dict[str, _Passes] = {}
     with ExitStack() as stack:
         for name, network in engine.model.networks().items():
 
             def note(network: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                calls.setdefault(name, (network, args, kwargs))
+                if name not in passes:
+                    passes[name] = _Passes(network, args, kwargs)
 
             stack.callback(network.register_forward_pre_hook(note, with_kwargs=True).remove)
         with FlopCounterMode(display=False) as counter:
             for _ in range(interval):
                 engine.step()
-    forward = {}
-    for name, (network, args, kwargs) in calls.items():
-        with FlopCounterMode(display=False) as one, torch.no_grad():
-            network(*args, **kwargs)
-        forward[name] = one.get_total_flops() / len(args[0])
-    return counter.get_total_flops() / interval, forward
+    return counter.get_total_flops() / interval, passes
 
 
 def _seconds(engine: Engine, steps: int) -> float:

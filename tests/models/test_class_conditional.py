@@ -112,15 +112,6 @@ def test_learning_rates_fall_to_zero_on_a_line():
     assert [generator.schedule(shown) for shown in (0, 250, 1000)] == [1.0, 0.75, 0.0]
 
 
-def test_the_least_arithmetic_of_a_step():
-    """Discriminator: real and fake, forward and backward, 2 x 3, and for the generator 2; generator: forward 1 and
-    backward 2. With four updates of the discriminator for one of the generator, those twos become halves."""
-    forward = {"generator": 1.0, "discriminator": 100.0}
-    assert small(discriminator_steps=1).least_flops(forward) == 803
-    assert small(discriminator_steps=4).least_flops(forward) == 651.5
-    assert small(discriminator_steps=1, adversarial_loss="wgan_gp").least_flops(forward) == 1403
-
-
 @each_model
 @pytest.mark.parametrize("loss", ADVERSARIAL)
 def test_every_adversarial_loss_with_every_penalty(name, loss):

@@ -219,13 +219,6 @@ def test_crops_are_cut_from_the_enlarged_image():
     torch.testing.assert_close(inner.diff()[2:-2], torch.full((11,), 0.5), rtol=1e-3, atol=1e-3)
 
 
-def test_the_least_arithmetic_of_a_step():
-    """Each generator makes three passes forward and backward, each discriminator two, and one for the generators."""
-    forward = {"generator_ab": 1.0, "generator_ba": 1.0, "discriminator_a": 100.0, "discriminator_b": 100.0}
-    assert tiny().least_flops(forward) == 2 * 9 + 2 * 800
-    assert tiny(identity_weight=0.0).least_flops(forward) == 2 * 6 + 2 * 800
-
-
 def test_domains_are_drawn_independently():
     inputs = tiny().stages[0].inputs
     assert {name: wanted.domain for name, wanted in inputs.items()} == {"a": "a", "b": "b"}

@@ -168,14 +168,6 @@ def test_the_discriminator_may_take_several_steps():
     assert not torch.equal(fakes[1], fakes[2])
 
 
-def test_the_least_arithmetic_of_a_step():
-    """Discriminator: real and fake forward and backward 2 x 3, for the generator 2; generator 3, or 1 + 2 / steps."""
-    forward = {"generator": 1.0, "discriminator": 100.0}
-    assert tiny().least_flops(forward) == pytest.approx(803)
-    assert tiny(discriminator_steps=4).least_flops(forward) == pytest.approx(651.5)
-    assert tiny(adversarial_loss="relativistic_average").least_flops(forward) == pytest.approx(903)
-
-
 def test_samples_are_images_and_depend_on_the_generator_alone():
     model = tiny()
     assert isinstance(model, Samples)

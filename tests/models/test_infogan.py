@@ -77,8 +77,9 @@ def test_parameter_counts_are_those_of_the_authors_mnist_networks():
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     generator = 75 * 1024 + 2 * 1024 + 1025 * 6272 + 2 * 6272 + (128 * 16 + 1) * 64 + 2 * 64 + 64 * 16 + 1
     trunk = 17 * 64 + (64 * 16 + 1) * 128 + 2 * 128 + 6273 * 1024 + 2 * 1024
-    discriminator = trunk + 1025 + 1025 * 128 + 2 * 128 + 129 * 12
-    assert counts == {"generator": generator, "discriminator": discriminator}
+    recognition = 1025 * 128 + 2 * 128 + 129 * 12
+    discriminator = trunk + 1025 + recognition
+    assert counts == {"generator": generator, "discriminator": discriminator, "recognition": recognition}
 
 
 def test_latents_are_codes_and_noise():

@@ -122,14 +122,6 @@ def test_only_what_takes_part_is_trained():
         assert {id(p) for p in update.parameters} == reached & {id(p) for p in owner.parameters()}
 
 
-def test_the_least_arithmetic_of_a_step():
-    """Discriminator: real and fake forward and backward 2 x 3, penalty 6, for the generator 2; generator 3."""
-    forward = {"generator": 1.0, "discriminator": 100.0}
-    assert tiny().least_flops(forward) == 1403
-    assert tiny(adversarial_loss="hinge").least_flops(forward) == 803
-    assert tiny(adversarial_loss="hinge", r1_gamma=1.0, r1_interval_steps=6).least_flops(forward) == 903
-
-
 def test_latents_lie_on_the_hypersphere():
     generator = tiny().generator
     torch.testing.assert_close(generator(latents(), None, 2, 1.0), generator(1e3 * latents(), None, 2, 1.0))

@@ -1,0 +1,54 @@
+"""What `bench` counts, and what it says that an algorithm cannot do without."""
+
+from typing import Any
+
+import pytest
+
+from genmodels.models import build
+from genmodels.models.base import DataInfo
+from genmodels.training.bench import BenchReport, bench
+
+LABELLED = {"resolution": 8, "latent": 8, "batch_images": 4, "discriminator_steps": 1}
+PIXELS = {"resolution": 4, "features": 6, "layers": 1, "head_features": 6, "batch_images": 2}
+SMALL: dict[str, dict[str, Any]] = {
+    "biggan": LABELLED | {"channels": 8, "embedding": 8},
+    "conditional_gan": LABELLED | {"channels": 4},
+    "cyclegan": {"resolution": 16, "generator_channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+    | {"discriminator_layers": 1, "batch_images": 2},
+    "dcgan": {"resolution": 8, "coarsest": 2, "generator_channels": 4, "discriminator_channels": 4, "batch_images": 4},
+    "flow": {"resolution": 8, "scales": 2, "steps": 1, "hidden_channels": 8, "batch_images": 4},
+    "gan": {"resolution": 4, "latent": 8, "generator_units": 16, "discriminator_units": 8, "batch_images": 4},
+    "infogan": {"resolution": 8, "hidden_units": 16, "channels": 4, "recognition_units": 8, "batch_images": 4},
+    "pixelcnn": PIXELS,
+    "pixelrnn": PIXELS,
+    "progressive_gan": {"resolution": 8, "latent": 8, "fmap_base": 64, "fmap_max": 16, "batch_images": 4},
+    "sagan": LABELLED | {"channels": 8},
+    "sngan": LABELLED | {"generator_channels": 4, "discriminator_channels": 4},
+}
+
+
+def benched(name: str, **config: Any) -> BenchReport:
+    return bench(name, build(name, SMALL[name] | config, DataInfo(channels=3, classes=4), seed=0), steps=1)
+
+
+PENALISED = ("cyclegan", "dcgan", "gan", "progressive_gan", "sngan")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [(n, {}) for n in SMALL] + [(n, {"adversarial_loss": "wgan_gp"}) for n in PENALISED]
+)
+def test_what_was_counted_is_never_less_than_the_least(name: str, config: dict[str, Any]):
+    report = benched(name, **config)
+    assert report.least_flops_per_image is not None
+    assert 0 < report.least_flops_per_image <= report.flops_per_image
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_dense_networks_do_no_more_than_the_least(steps: int):
+    """A layer of m x n weights takes 2mn FLOPs forward and as many towards its weights and its input. The first layer's
+    input is asked for in the generator's update of the discriminator alone: 8-16-16-48 against 48-40, 8-40, 8-1."""
+    report = benched("gan", discriminator_steps=steps)
+    generator, discriminator = 2 * (8 * 16 + 16 * 16 + 16 * 48), 2 * (48 * 40 + 8 * 40 + 8)
+    judging = 2 * (3 * discriminator - 2 * 48 * 40) + 2 * discriminator / steps
+    making = generator + (2 * generator - 2 * 8 * 16) / steps
+    assert report.least_flops_per_image == report.flops_per_image == judging + making
