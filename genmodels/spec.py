@@ -208,7 +208,7 @@ class TrainReport(Record):
     images_shown: int
     updates: dict[str, int] = Field(description="optimiser steps taken, by update")
     losses: dict[str, float] = Field(
-        description="last logged mean of each term and of the gradient's norm, update/term"
+        description="last logged mean of each term, update/term, and gradient's norm, gradient_norm/update"
     )
     images_per_second: float
     seconds: float = Field(description="time spent training, over all attempts")

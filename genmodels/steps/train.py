@@ -45,7 +45,7 @@ from genmodels.steps.reports import (
 from genmodels.storage.objects import store
 from genmodels.tracking.runs import MetricsQueue, RunStatus, open_run, queue_folder
 from genmodels.training.checkpoints import Checkpoints
-from genmodels.training.engine import Engine
+from genmodels.training.engine import NORM, Engine
 from genmodels.training.loop import train as train_engine
 from genmodels.training.workers import Workers
 
@@ -223,8 +223,8 @@ class Watch:
             "train/stage": float(engine.position.stage),
             "train/workers": float(engine.workers.size),
         }
-        values = {f"loss/{name}": value for name, value in losses.items()} | rates
-        self._queue.log(values, engine.position.images)
+        values = {name if name.startswith(NORM) else f"loss/{name}": value for name, value in losses.items()}
+        self._queue.log(values | rates, engine.position.images)
 
     def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
         """To MLflow; alarms go with the progress to the one who follows."""

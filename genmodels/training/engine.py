@@ -36,7 +36,7 @@ NORM = "gradient_norm"
 NORM_UPDATES = 5  # lazy penalties are due every 4 or 16 steps, so that each of these is as likely to meet one
 
 Totals = dict[str, tuple[float, int]]
-"""Sum and number of the values of each loss term, and of the norm of each gradient, as update/term."""
+"""Sum and number of the values of each loss term, as update/term, and of each gradient's norm, as NORM/update."""
 
 
 def means(totals: Totals, since: Totals) -> dict[str, float]:
@@ -175,7 +175,7 @@ class Engine:
 
     def losses(self) -> dict[str, float]:
         """Mean of every loss term since the last call, over steps and workers, as update/term, and of the norm of each
-        update's gradient before it is clipped (of all that are, else of every fifth), as update/gradient_norm; waits
+        update's gradient before it is clipped (of all that are, else of every fifth), as gradient_norm/update; waits
         for the device.
 
         Raises:
@@ -191,11 +191,13 @@ class Engine:
             NonFiniteLoss: if one of them was not finite.
         """
         self._check_finite()
-        return {
-            f"{trained.update.name}/{name}": (float(total), trained.counts[name])
-            for trained in self._trained
-            for name, total in trained.sums.items()
-        }
+        totals: Totals = {}
+        for trained in self._trained:
+            update = trained.update.name
+            for term, total in trained.sums.items():
+                name = f"{NORM}/{update}" if term == NORM else f"{update}/{term}"
+                totals[name] = float(total), trained.counts[term]
+        return totals
 
     @contextmanager
     def previewing(self) -> Iterator[GenerativeModel]:

@@ -24,9 +24,10 @@ BATCH_PIXELS = 2**18
 
 @dataclass(frozen=True)
 class Look:
-    """What guards see: the mean of each loss term since the last look, by update/term; sets of real images, each (N, C,
-    H, W) in [-1, 1], with as many that the model makes to look like them, from the same latents or sources every time;
-    and, if the data have classes, other real images (M, C, H, W) with the class of each, (M,)."""
+    """What guards see: the mean of each loss term since the last look, by update/term, and of each gradient's norm, by
+    gradient_norm/update; sets of real images, each (N, C, H, W) in [-1, 1], with as many that the model makes to look
+    like them, from the same latents or sources every time; and, if the data have classes, other real images (M, C, H,
+    W) with the class of each, (M,)."""
 
     losses: Mapping[str, float]
     images: Sequence[tuple[Tensor, Tensor]] = ()
@@ -98,7 +99,7 @@ class GradientNorm(Guard):
     least = 1e-30  # so that a gradient that was always zero is as usual
 
     def measure(self, look: Look) -> float | None:
-        norms = {name: norm for name, norm in look.losses.items() if name.endswith(f"/{NORM}")}
+        norms = {name: norm for name, norm in look.losses.items() if name.startswith(f"{NORM}/")}
         if not norms:
             return None
         before = {name: [past[name] for past in self.memory if name in past] for name in norms}

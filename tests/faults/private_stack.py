@@ -210,13 +210,13 @@ def _assert_all_metrics_once(spec: RunSpec) -> None:
     [run] = mlflow_runs(spec)
     assert run["info"]["status"] == "FINISHED"
     server, run_id = TrackingServer(), run["info"]["run_id"]
-    curves = [m["key"] for m in run["data"]["metrics"] if m["key"].startswith(("loss/", "train/"))]
+    curves = [m["key"] for m in run["data"]["metrics"] if m["key"].startswith(("loss/", "train/", NORM))]
     assert curves
     for key in curves:
         history = server.get("metrics/get-history", run_id=run_id, metric_key=key, max_results=25_000)["metrics"]
         steps = [int(entry["step"]) for entry in history]
         assert steps == sorted(set(steps)), f"a step of {key} is there twice"
-        if not key.endswith(f"/{NORM}"):  # which is of every fifth update, and so need not be of the last one
+        if not key.startswith(NORM):  # which is of every fifth update, and so need not be of the last one
             assert steps[-1] == IMAGES
     files = server.get("artifacts/list", run_id=run_id, path="images")["files"]
     pictures = sorted(int(f["path"].split("+")[2]) for f in files if re.search(r"/samples\+.*\.png$", f["path"]))

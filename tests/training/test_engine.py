@@ -134,7 +134,7 @@ def test_clipping_bounds_the_norm_and_what_it_was_before_is_told():
     run.step()
     free.step()
     assert norm(run.model.critic) == pytest.approx(1e-3, rel=1e-4)
-    told, expected = run.losses()["critic/gradient_norm"], free.losses()["critic/gradient_norm"]
+    told, expected = run.losses()["gradient_norm/critic"], free.losses()["gradient_norm/critic"]
     assert told == expected == pytest.approx(norm(free.model.critic))
 
 
@@ -148,8 +148,8 @@ def test_of_every_fifth_gradient_the_norm_is_told():
         if step % 10 == 0:
             generator.append(norm(run.model.generator))
     means = run.losses()
-    assert means["critic/gradient_norm"] == pytest.approx(sum(critic) / 3)
-    assert means["generator/gradient_norm"] == pytest.approx(sum(generator) / 2)
+    assert means["gradient_norm/critic"] == pytest.approx(sum(critic) / 3)
+    assert means["gradient_norm/generator"] == pytest.approx(sum(generator) / 2)
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_applied():

@@ -233,13 +233,13 @@ def test_a_gradient_is_compared_with_what_is_usual_for_its_update():
     """Means of 4, 2 and 6, so that 40 is 10 times as large as the median; then the other update's vanishes."""
     guard = GradientNorm(SPEC)
     means = [(4.0, 100.0), (2.0, 100.0), (6.0, 100.0), (40.0, 100.0), (5.0, 1.0), (5.0, 0.0)]
-    looks = [Look({"d/gradient_norm": d, "g/gradient_norm": g, "d/loss": 1e9}) for d, g in means]
+    looks = [Look({"gradient_norm/d": d, "gradient_norm/g": g, "d/loss": 1e9}) for d, g in means]
     values = [guard.measure(look) for look in looks]
     assert values[0] is None, "nothing to compare it with"
     assert values[1:5] == pytest.approx([2.0, 6.0 / 3.0, 40.0 / 4.0, 100.0])
     assert values[5] is not None and values[5] > 1e30
     still = GradientNorm(SPEC)
-    assert [still.measure(Look({"d/gradient_norm": 0.0})) for _ in range(2)] == [None, 1.0], "what never learns"
+    assert [still.measure(Look({"gradient_norm/d": 0.0})) for _ in range(2)] == [None, 1.0], "what never learns"
     assert still.measure(Look({"d/loss": 1.0})) is None
 
 
