@@ -82,6 +82,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "nowhere.json"], "The spec nowhere.json cannot be read: No such file or directory"),
         (["train", "-"], "- is not a spec"),
         (["sample", "progressive_gan.digits"], "is not a model's address"),
+        (["sample", "models:/gan.digits/1", "--truncation", "0"], "the largest |z| and above 0, not 0.0"),
+        (["sample", "models:/gan.digits/1", "--truncation", "nan"], "the largest |z| and above 0, not nan"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], says: str) -> None:

@@ -167,8 +167,7 @@ class ExportedModel(PythonModel):
         classes = self.facts["classes"]
         if labels is not None and not (len(labels) == len(seeds) and all(0 <= label < classes for label in labels)):
             raise ValueError(f"Expected a label for each of the {len(seeds)} seeds, from 0 to {classes - 1}.")
-        if truncation is not None and not truncation > 0:
-            raise ValueError(f"The truncation is the largest |z| and above 0, not {truncation}.")
+        check_truncation(truncation)
         if truncation is not None and all(entry["kind"] != "randn" for entry in self.facts["draws"]):
             raise ValueError(
                 "This model draws no standard normal numbers, only uniform ones, which have no tails to cut off; leave "
@@ -221,6 +220,12 @@ class ExportedModel(PythonModel):
         filled = [torch.cat((each, each.new_zeros(-count % size, *each.shape[1:]))) for each in inputs]
         batches = zip(*(each.to(self.device).split(size) for each in filled), strict=True)
         return torch.cat([program(*batch).cpu() for batch in batches])[:count]
+
+
+def check_truncation(truncation: float | None) -> None:
+    """Raises ValueError if no standard normal number could lie within it."""
+    if truncation is not None and not truncation > 0:
+        raise ValueError(f"The truncation is the largest |z| and above 0, not {truncation}.")
 
 
 def _truncated(normal: Tensor, limit: float) -> Tensor:

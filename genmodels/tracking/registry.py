@@ -200,6 +200,12 @@ def sample(
 
     `truncation` is the largest |z| of a standard normal number that is drawn. Raises SpecError if the model draws none.
     """
+    from genmodels.tracking.exported_model import check_truncation
+
+    try:
+        check_truncation(truncation)  # before the model is fetched
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     model = load(model_uri)
     if model.facts["kind"] == "reconstructs":
         raise SpecError(
