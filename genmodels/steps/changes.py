@@ -1,18 +1,22 @@
 """What is new about a run: since its model was last registered, or against another run."""
 
-from genmodels.spec import RunSpec
+from genmodels.spec import RegisterReport, RunSpec
 from genmodels.steps.prepare import prepared
+from genmodels.steps.reports import load_report
 from genmodels.storage.objects import store
 from genmodels.tracking.comparison import leaves
 from genmodels.tracking.registry import ModelVersion, Registry
 
 
 def registered(spec: RunSpec) -> ModelVersion | None:
-    """The version that came from the data as they are now, this code and this configuration; None if there is none."""
+    """The version that came from the data as they are now, this code and this configuration, and was judged as this one
+    asks for; None if there is none."""
     report = prepared(spec)
     if report is None:
         return None
     bound = spec.with_dataset(report.dataset_digest)
+    if load_report("register", bound, RegisterReport) is None:
+        return None
     return next(iter(Registry().of_run(_name(spec), bound.run_key)), None)
 
 
@@ -50,4 +54,4 @@ def _name(spec: RunSpec) -> str:
 
 
 def _configuration(spec: RunSpec) -> tuple[object, ...]:
-    return spec.config, spec.training.numerics(), spec.seed
+    return spec.config, spec.training.numerics(), spec.seed, spec.evaluation

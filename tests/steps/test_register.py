@@ -8,6 +8,7 @@ from finished_run import evaluated, finished_run
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec, TrainReport
+from genmodels.steps.changes import changes, registered
 from genmodels.steps.register import describe, register
 from genmodels.steps.reports import load_report, report_key
 from genmodels.storage.objects import store
@@ -120,3 +121,18 @@ def test_a_version_says_what_changed_against_the_champion_how_to_load_it_and_how
     long = describe(alone, many, trained, {"kind": "samples"}, "0", Registry())
     assert 4900 < len(long) <= 5000, "as much as MLflow keeps, with all but the last metrics"
     assert "genmodels promote progressive_gan.digits@previous" in long
+
+
+def test_what_was_judged_otherwise_is_not_what_was_asked_for(tracking: Settings):
+    spec = finished_run("vae", "digits", "resolution=8", "hidden=[8]", seed=106)
+    report = register(spec)
+    found = registered(spec)
+    assert found is not None and found.version == report.version
+
+    otherwise = spec.model_copy(update={"evaluation": EvaluationSpec(iwae_samples=7)})
+    assert registered(otherwise) is None
+    assert changes(otherwise).startswith("configuration changed since version ")
+    evaluated(otherwise, value=0.4)
+    register(otherwise)
+    found = registered(otherwise)
+    assert found is not None and found.version == report.version
