@@ -12,7 +12,8 @@ COPY flows flows
 RUN sed --quiet '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
     && pip install --no-cache-dir --require-hashes --requirement uv.lock \
     && uv venv /opt/genmodels \
-    && uv pip install --no-cache --python /opt/genmodels/bin/python --constraint requirements.lock ".[gpu]"
+    && uv pip install --no-cache --compile-bytecode --python /opt/genmodels/bin/python \
+        --constraint requirements.lock ".[gpu]"
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update \

@@ -7,7 +7,7 @@ COPY requirements.lock /build/
 RUN sed --quiet '/^uv==/,/[^\\]$/p' /build/requirements.lock > /build/uv.lock \
     && pip install --no-cache-dir --require-hashes --requirement /build/uv.lock \
     && uv venv /opt/mlflow \
-    && uv pip install --no-cache --python /opt/mlflow/bin/python --constraint /build/requirements.lock \
+    && uv pip install --no-cache --compile-bytecode --python /opt/mlflow/bin/python --constraint /build/requirements.lock \
         "mlflow[auth]" boto3 "psycopg[binary]"
 
 FROM python:3.11-slim-bookworm

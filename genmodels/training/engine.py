@@ -22,6 +22,7 @@ from genmodels.models.base import Batch, GenerativeModel, LossTerms, Stage, Upda
 from genmodels.nn.augmentation import Augmentation
 from genmodels.nn.batch_norm import normalising_by_batch
 from genmodels.spec import TrainingSpec
+from genmodels.training.adam import Adam
 from genmodels.training.average import WeightAverage
 from genmodels.training.gradients import GradientAverager
 from genmodels.training.memory import keep_freed_memory
@@ -86,10 +87,7 @@ class _Trained:
 
     def __init__(self, update: Update, workers: int):
         self.update = update
-        adam = update.optimizer
-        self.optimizer = torch.optim.Adam(
-            update.parameters, adam.learning_rate, adam.betas, adam.eps, adam.weight_decay, fused=True
-        )
+        self.optimizer = Adam(update.parameters, update.optimizer)
         self.gradients = GradientAverager(update.parameters, workers, scalars=1 + MAX_TERMS)
         self.sums: dict[str, Tensor] = {}  # of the terms over all steps of the stage, in fp64
         self.counts: dict[str, int] = {}
@@ -340,9 +338,7 @@ class Engine:
         if clip is not None:
             clip_grads_with_norm_(update.parameters, clip, values[NORM])
         rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)
-        for group in trained.optimizer.param_groups:
-            group["lr"] = rate
-        trained.optimizer.step()
+        trained.optimizer.step(rate)
         self.update_counts[update.name] = self.update_counts.get(update.name, 0) + 1
 
     def _loss(self, update: Update, batch: Batch, draws: Draws) -> LossTerms:

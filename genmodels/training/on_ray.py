@@ -17,6 +17,8 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from genmodels.errors import SpecError, UnavailableError
@@ -52,8 +54,10 @@ def run_workers(
     patience = RESIZE_SECONDS if elastic else PLACEMENT_SECONDS
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # One process more to start, which would warn workers of their end; theirs may come at any moment without a warning.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(log_to_driver=True, logging_level=logging.WARNING)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config=config,
         torch_config=_BetweenHosts(timeout_s=math.ceil(training.silence_seconds)),
@@ -70,6 +74,14 @@ def run_workers(
     except TrainingFailedError as error:
         reason = " ".join(str(error).split())[:500]  # its first line alone may be no more than a heading
         raise UnavailableError(f"The training workers could not be kept running: {reason}") from error
+
+
+class _Trainer(TorchTrainer):
+    """Without the process that deals out Ray's own data sets, of which there are none here."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
 
 class _BetweenHosts(TorchConfig):

@@ -68,7 +68,7 @@ def kill_one(spec: RunSpec, chosen: Callable[[list[str]], bool]) -> None:
 def test_a_killed_worker_changes_nothing(spec: RunSpec, quiet: TrainReport):
     job = attach_or_submit("train", spec)
     kill_one(spec, lambda command: bool(command) and command[0].startswith("ray::RayTrainWorker"))
-    save_failure("train", spec, UnavailableError("The object store was away."))  # as a worker does
+    save_failure("train", spec, UnavailableError("The object store was away."))  # as a worker does before it ends
     for _ in job.follow():
         pass
     assert read_failure("train", spec) is None
