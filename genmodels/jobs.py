@@ -34,7 +34,6 @@ RAY_PREFIX = re.compile(r"\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
 RAY_NOISE = re.compile(  # Ray's own account of itself
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(?:INFO|DEBUG) \w+\.py:\d+ -- "
     r"|Running entrypoint for job "
-    r"|\(PlacementGroupCleaner "
     r"|(?:\(\w+ pid=\d+\) )?"
     r"(?:\[[\d-]+ [\d:,]+ \w \d+ \d+\] \w+\.cc|Requesting resources: |Attempting to start training worker group"
     r"|Started training worker group|- \(ip=|Setting up process group)"

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 import psutil
 import pyarrow.fs
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -71,17 +73,19 @@ def run_workers(
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the latter if the workers' controller is gone
         reason = " ".join(str(error).split())[:500]  # its first line alone may be no more than a heading
         raise UnavailableError(f"The training workers could not be kept running: {reason}") from error
 
 
 class _Trainer(TorchTrainer):
-    """Without the process that deals out Ray's own data sets, of which there are none here."""
+    """Without two processes that would start beside the workers, each of which imports all of Ray Train: one deals out
+    Ray's own data sets, and one frees the places of a controller that dies while its job lives on
+    (ray-project/ray#58515), as none does here."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        idle = DatasetsCallback, PlacementGroupCleanerCallback
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
 
 class _BetweenHosts(TorchConfig):

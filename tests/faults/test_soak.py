@@ -1,8 +1,9 @@
 """Random kills: whatever ends in the middle of a run, the run ends as a quiet one does.
 
 Two flows retrain the same run at once. Now and then, but always only after some step has gone on since, something is
-killed: a worker, a step's driver, a flow, a server, a line. Whoever started a flow starts it again when it has ended
-otherwise than well. A round has one model; `GENMODELS_SOAK_SECONDS` is for how long there are rounds.
+killed: a worker, the workers' controller, a step's driver, a flow, a server, a line. Whoever started a flow starts it
+again when it has ended otherwise than well. A round has one model; `GENMODELS_SOAK_SECONDS` is for how long there are
+rounds.
 """
 
 import os
@@ -28,6 +29,10 @@ def a_worker(private: PrivateStack, dice: random.Random) -> None:
     kill_one([*private.processes(lambda command: command[0].startswith("ray::RayTrainWorker"))], dice)
 
 
+def a_controller(private: PrivateStack, dice: random.Random) -> None:
+    kill_one([*private.processes(lambda command: command[0].startswith("ray::TrainController"))], dice)
+
+
 def a_driver(private: PrivateStack, dice: random.Random) -> None:
     kill_one([*private.processes(lambda command: command[1:3] == ["-m", "genmodels"] and command[-1] == "--ray")], dice)
 
@@ -50,6 +55,7 @@ def a_line(name: str) -> Callable[[PrivateStack, random.Random], None]:
 
 FAULTS: dict[str, Callable[[PrivateStack, random.Random], None]] = {
     "a worker": a_worker,
+    "the workers' controller": a_controller,
     "a driver": a_driver,
     "a flow": a_flow,
     "MLflow": a_server("mlflow"),
