@@ -50,6 +50,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@test -x $(BIN)/uv || { echo "installing uv"; $(BIN)/python -m pip install --quiet uv; }
 	@echo "installing what requirements.lock names (a few minutes when nothing is cached)"
-	@$(BIN)/uv pip sync --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@
