@@ -260,13 +260,14 @@ class Judgement(Record):
 
 class EvaluationReport(Judgement):
     """What `evaluate` leaves behind. Of the metrics there are those that the model, by what it can, and the data allow;
-    E is the name of a feature extractor, `classifier` or `inception`, R the side of images, D a domain.
+    E is the name of a feature extractor, `classifier`, `inception` or `coordinates`, R the side of images, D a domain.
 
     - density: `bits_per_dim` and `nats`, whose note says exact or of which bound; both also `_of_independent_pixels`;
       `elbo_nats` where there is a tighter bound.
     - generation: `sliced_wasserstein`, `sliced_wasserstein_R`, `fid_E`, `kid_E`, `precision_E`, `recall_E`,
       `density_E`, `coverage_E`, `ms_ssim_N_scales`, `training_distance_ratio`; of labelled data `modes_E`, how many
-      classes are among the samples, and `mode_divergence_E`, of their histogram from the real one in nats;
+      classes are among the samples, and `mode_divergence_E`, of their histogram from the real one in nats; of points
+      instead `modes` and `high_quality`, the share of samples near a class's centre, and no MS-SSIM;
       `label_agreement_E` of a model that is told the class. Of translations `sliced_wasserstein_absolute`, alone and
       `_untranslated`; with the ending `_to_D` that of each R and what is named after E; `cycle_error_D`.
     - representation: `reconstruction_psnr`, `reconstruction_ssim` and `reconstruction_fid_E`, of the held-out images
@@ -281,7 +282,8 @@ class EvaluationReport(Judgement):
     protocol: dict[str, Any] = Field(description="all that must be equal for two scores to be comparable")
     pictures: dict[str, str] = Field(description="address of each picture, by name")
     not_offered: dict[str, str] = Field(
-        default_factory=dict, description="why an axis was not judged or a feature extractor not used, by name"
+        default_factory=dict,
+        description="why an axis was not judged, a measure not taken or a feature extractor not used",
     )
     seconds: float
 

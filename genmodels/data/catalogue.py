@@ -8,6 +8,8 @@ from genmodels.data.entries import CatalogueEntry, bucket_entry, folder_entry
 from genmodels.data.readers import DSPRITES, IDX_FILES
 from genmodels.errors import unknown
 
+DRAWN = "drawn by genmodels, from one seed"
+
 
 def find(dataset: str) -> CatalogueEntry:
     """The entry of a name, of folder:PATH, or of s3://bucket/prefix.
@@ -102,6 +104,29 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             read=readers.drawn_sprites,
             class_names=sprites.SHAPES,
             counts={"train": 18_000, "test": 2_000},
+            how_to_get=DRAWN,
+        ),
+        CatalogueEntry(
+            name="gaussians_8",
+            title="points of 8 Gaussians on a ring (Srivastava et al. 2017, Lin et al. 2018)",
+            licence="CC0 1.0",
+            resolution=1,
+            channels=2,
+            read=readers.gaussians_on_a_ring,
+            class_names=readers.RING,
+            counts=readers.POINTS,
+            how_to_get=DRAWN,
+        ),
+        CatalogueEntry(
+            name="gaussians_25",
+            title="points of 25 Gaussians on a grid (Srivastava et al. 2017, Lin et al. 2018)",
+            licence="CC0 1.0",
+            resolution=1,
+            channels=2,
+            read=readers.gaussians_on_a_grid,
+            class_names=readers.GRID,
+            counts=readers.POINTS,
+            how_to_get=DRAWN,
         ),
         CatalogueEntry(
             name="dsprites",

@@ -44,8 +44,8 @@ class CatalogueEntry:
 
     @property
     def kind(self) -> str:
-        """images, or unpaired for two domains of images."""
-        return "unpaired" if self.unpaired else "images"
+        """images, unpaired for two domains of images, or points, which are images of one pixel."""
+        return "unpaired" if self.unpaired else "points" if self.resolution == 1 else "images"
 
     def identity(self, progress: BytesDone) -> Any:
         """What tells one state of the source from another, as JSON; raises as `fetch` does."""

@@ -144,7 +144,7 @@ def of_arrays(
     class_names: Sequence[str] = (),
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Examples:
-    """Decoded images, uint8 (N, H, W) or (N, H, W, 3), and their labels, by table; and by name the factors that the
+    """Decoded images, (N, H, W) or (N, H, W, C), and their labels, by table; and by name the factors that the
     images of the only table were made from, (N,) whole numbers from 0, in the order of what they stand for."""
 
     def read() -> Iterator[Example]:

@@ -1,4 +1,5 @@
 """From one encoded image to the uint8 levels of its resolution pyramid; what cannot be used is named by its reason.
+Points, which are images of one pixel in float32, stay as they are.
 
 Pillow's decoders and integer resampling give the same bytes on every machine. They are told to read a few plain
 formats only, and only up to a size in pixels, because the bytes may be hostile. numpy and Pillow only, so that the
@@ -22,7 +23,7 @@ MAX_PIXELS = 64_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 Content = bytes | np.ndarray
-"""An encoded image, or decoded pixels: uint8, (H, W) or (H, W, 3)."""
+"""An encoded image, or decoded pixels: uint8, (H, W) or (H, W, 3); or float32 in [-1, 1], (H, W, C)."""
 
 
 class Unusable(Exception):
@@ -34,9 +35,8 @@ TOO_SMALL = "smaller than the resolution"
 
 @dataclass
 class Levels:
-    """What became of a run of images: arrays by column, (N, C, R, R) uint8, for the positions in `kept`; how many
-    were set aside and at which position first, by reason; and the smallest side of
-    those that are too small."""
+    """What became of a run of images: arrays by column, (N, C, R, R) uint8 or float32, for the positions in `kept`; how
+    many were set aside and at which position first, by reason; and the smallest side of those that are too small."""
 
     kept: list[int]
     columns: dict[str, np.ndarray]
@@ -72,22 +72,26 @@ def levels(contents: Sequence[Content], resolution: int, channels: int) -> Level
 
 
 def pyramid(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The levels of (N, C, R, R) uint8 by column name: each is the 2×2 box average of the one above; only the stored
-    bytes are rounded, half to even, not what the next level is made of (Karras et al. 2018, the data set tool)."""
+    """The levels of (N, C, R, R) images by column name: each is the 2×2 box average of the one above; of uint8 images
+    only the stored bytes are rounded, half to even, not what the next level is made of (Karras et al. 2018, the data
+    set tool)."""
     columns = {}
     level = images.astype(np.float32)
     for resolution in pyramid_resolutions(images.shape[-1]):
         if resolution != images.shape[-1]:  # sums of four floats are exact, so their order does not matter
             rows = level[..., ::2, :] + level[..., 1::2, :]
             level = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
-        columns[f"image@{resolution}"] = np.rint(level).astype(np.uint8)
+        columns[f"image@{resolution}"] = np.rint(level).astype(np.uint8) if images.dtype == np.uint8 else level
     return columns
 
 
 def square(content: Content, resolution: int, channels: int) -> np.ndarray:
-    """The centre square of an image at a resolution, (C, R, R) uint8; raises Unusable."""
-    if isinstance(content, np.ndarray) and content.shape == (resolution, resolution, 3)[: 2 if channels == 1 else 3]:
-        return content[None] if channels == 1 else content.transpose(2, 0, 1)
+    """The centre square of an image at a resolution, (C, R, R); raises Unusable. Floats are not resized."""
+    if isinstance(content, np.ndarray):
+        if content.shape == (resolution, resolution, channels)[: 2 if channels == 1 else 3]:
+            return content[None] if channels == 1 else content.transpose(2, 0, 1)
+        if content.dtype != np.uint8:
+            raise Unusable(TOO_SMALL, min(content.shape[:2]))
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else decoded(content)
     image = image.convert("L" if channels == 1 else "RGB")
     side = min(image.size)

@@ -32,7 +32,8 @@ class Shard(Record):
 
 
 class Column(Record):
-    """One named, typed thing that every row of a table has; images are uint8, (C, H, W)."""
+    """One named, typed thing that every row of a table has; images are uint8, points float32 in [-1, 1]; both
+    are (C, H, W)."""
 
     dtype: str
     shape: tuple[int, ...] = Field(description="of one row")
@@ -63,6 +64,11 @@ class Manifest(Record):
     def key(self) -> str:
         """Where the manifest lies in the object store."""
         return f"{dataset_key(self.name, self.digest)}/manifest.json"
+
+    @property
+    def has_points(self) -> bool:
+        """Whether its images are points: one pixel, whose channels are the coordinates."""
+        return self.resolution == 1
 
     @property
     def factors(self) -> list[str]:

@@ -33,6 +33,9 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 DIGITS = tuple("0123456789")
+POINTS = {"train": 100_000, "test": 10_000}
+RING = tuple(f"{degrees} degrees" for degrees in range(0, 360, 45))
+GRID = tuple(f"{x} right, {y} up" for y in range(-4, 5, 2) for x in range(-4, 5, 2))
 STACKS = {"train": 50_000, "test": 26_000}  # 26 for each number, as usual where modes are counted
 NUMBERS = tuple(f"{number:03}" for number in range(1_000))
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -92,6 +95,30 @@ def dsprites(files: Mapping[str, Path]) -> Examples:
         )
     factors = dict(zip(sprites.SIZES, values.T, strict=True))
     return of_arrays({"train": (images * np.uint8(255), factors.pop("shape"))}, sprites.SHAPES, factors)
+
+
+def gaussians_on_a_ring(files: Mapping[str, Path]) -> Examples:
+    """Eight on a ring of radius 1, of deviation 0.01."""
+    angles = np.linspace(0, 2 * np.pi, len(RING), endpoint=False)
+    return _mixture(np.stack((np.cos(angles), np.sin(angles)), axis=1), 0.01, RING)
+
+
+def gaussians_on_a_grid(files: Mapping[str, Path]) -> Examples:
+    """25 on a grid from -4 to 4, of deviation 0.05."""
+    side = np.arange(-4, 5, 2)
+    return _mixture(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), 0.05, GRID)
+
+
+def _mixture(centres: np.ndarray, deviation: float, class_names: Sequence[str]) -> Examples:
+    """Points of equally likely Gaussians, always the same, as images of one pixel with two channels; the largest
+    coordinate of a centre becomes 0.8, so that points lie in [-1, 1] and tanh reaches them."""
+    generator, scale = np.random.default_rng(0), 0.8 / centres.max()
+    tables = {}
+    for table, count in POINTS.items():
+        labels = generator.integers(len(centres), size=count)
+        points = scale * (centres[labels] + deviation * generator.normal(size=(count, 2)))
+        tables[table] = points.astype(np.float32).reshape(count, 1, 1, 2), labels
+    return of_arrays(tables, class_names)
 
 
 def _sklearn_file(name: str) -> Path:

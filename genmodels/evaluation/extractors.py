@@ -57,7 +57,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, progress: Callable[[int], None] = lambda images: None) -> Tensor:
-        """(N, D) float32 on the CPU, of (N, C, R, R) images, uint8 or float in [-1, 1]; `progress` is told how many
+        """(N, D) on the CPU, of (N, C, R, R) images, uint8 or float in [-1, 1]; `progress` is told how many
         more are done."""
         features = []
         for batch in images.split(BATCH_IMAGES):
@@ -137,6 +137,13 @@ def classifier_extractor(classifier: TrainedClassifier, device: torch.device) ->
     )
 
 
+def coordinates_extractor(device: torch.device) -> Extractor:
+    """Points as they are, (N, C) float64, since neighbours are too near for a float32 difference of squares."""
+    return Extractor(
+        name="coordinates", digest="identity", resize="none", network=lambda x: x.flatten(1).double(), device=device
+    )
+
+
 def inception_extractor(device: torch.device) -> Extractor:
     """The network of published FIDs, (N, 2048); raises DataError if the weights in the object store are not those."""
     from genmodels.evaluation.inception import INPUT_PIXELS, Inception  # with torchvision's models, which take seconds
@@ -151,8 +158,28 @@ def inception_extractor(device: torch.device) -> Extractor:
     )
 
 
+def extractors_of(
+    manifest: Manifest, dataset: Dataset, device: torch.device, progress: Callable[[int, int], None]
+) -> tuple[list[Extractor], dict[str, str]]:
+    """Those that can be had for a data set, and why the others cannot; `progress` is of training its classifier."""
+    found, not_offered = [], {}
+    if manifest.has_points:
+        found.append(coordinates_extractor(device))
+    if reason := why_no_classifier(manifest):
+        not_offered["classifier"] = reason
+    else:
+        found.append(classifier_extractor(find_classifier(manifest, dataset, device, progress), device))
+    if reason := why_no_inception(manifest):
+        not_offered["inception"] = reason
+    else:
+        found.append(inception_extractor(device))
+    return found, not_offered
+
+
 def why_no_classifier(manifest: Manifest) -> str | None:
     """Why the data set has no classifier, in words; None if it has one."""
+    if manifest.has_points:
+        return "Points are compared by their coordinates."
     if manifest.classes < 2 and "train" in manifest.tables:
         return f"{manifest.name} has no labels to train a classifier on."
     return None

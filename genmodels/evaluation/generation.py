@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.images import as_stored
 from genmodels.models.base import Samples, Translates, scaled
 
 SEED = 0
@@ -36,7 +36,7 @@ def samples(
     for rows in batches(count, resolution):
         chosen = None if labels is None else labels[rows].to(device)
         images = model.sample(rows.stop - rows.start, labels=chosen, generator=generator)
-        made.append(as_bytes(images).cpu())
+        made.append(as_stored(images).cpu())
         progress(len(images))
     return torch.cat(made)
 
@@ -52,8 +52,8 @@ def translations(
         images = scaled(sources[rows].to(device))
         there = model.translate(images, target)
         back = model.translate(there, source)
-        made.append(as_bytes(there).cpu())
-        cycled.append(as_bytes(back).cpu())
+        made.append(as_stored(there).cpu())
+        cycled.append(as_stored(back).cpu())
         errors.append((back - images).abs().mean(dim=(1, 2, 3)).cpu())
         progress(len(images))
     return Translations(torch.cat(made), torch.cat(cycled), torch.cat(errors))

@@ -21,7 +21,7 @@ from torchvision.models.inception import (
     InceptionE,
 )
 
-from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.images import as_stored
 
 INPUT_PIXELS = 299
 BATCH_IMAGES = 32
@@ -47,7 +47,7 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The features, 32 images at a time."""
-        return torch.cat([self.network(_prepared(batch)) for batch in as_bytes(images).split(BATCH_IMAGES)])
+        return torch.cat([self.network(_prepared(batch)) for batch in as_stored(images).split(BATCH_IMAGES)])
 
 
 class _MeanOfPixels:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.generation import batches, device_of
-from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.images import as_stored
 from genmodels.models.base import FromLatents
 
 SEED = 0
@@ -59,7 +59,7 @@ def walks(model: FromLatents, count: int, path: Path, *, labels: Tensor | None) 
     start, end = (model.prior(count, generator=generator) for _ in range(2))
     latents = on_the_way(start, end, path)
     given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(latents.device)}
-    return as_bytes(model.decode(latents, **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+    return as_stored(model.decode(latents, **given)).cpu().unflatten(0, (count, WALK_IMAGES))
 
 
 def on_the_way(start: Tensor, end: Tensor, path: Path) -> Tensor:
@@ -89,7 +89,7 @@ def arithmetic(model: FromLatents, extractor: Extractor) -> Tensor | None:
     noise = torch.rand(CONCEPT_IMAGES, *a.shape[1:], generator=generator, device=a.device) / 2 - 0.25
     rows = [torch.cat((concept, average)) for concept, average in zip(concepts, (a, b, c), strict=True)]
     shown = torch.cat((*rows, a - b + c + noise, a - b + c))
-    return as_bytes(model.decode(shown)).cpu().unflatten(0, (4, CONCEPT_IMAGES + 1))
+    return as_stored(model.decode(shown)).cpu().unflatten(0, (4, CONCEPT_IMAGES + 1))
 
 
 def spherical(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def manifold_scores(
     Resampling takes members and their balls away; the balls stay as wide as they are, for a set with doubles has
     neighbours at no distance.
     """
-    centre = real.float().mean(dim=0)  # what rounding leaves of a difference of squares is least about it
-    real, fake = real.float() - centre, fake.float() - centre
+    centre = real.mean(dim=0)  # what rounding leaves of a difference of squares is least about it
+    real, fake = real - centre, fake - centre
     times_real, times_fake = (original_and_resampled(len(x), replicates, generator).float() for x in (real, fake))
     distances = torch.cdist(real, fake)
     nearest_real, nearest_fake = _distances_to_neighbours(real), _distances_to_neighbours(fake)

@@ -25,7 +25,7 @@ class Nearest:
     """The nearest training image of each of N images."""
 
     rows: Tensor  # (N,) int64, of the training table
-    distances: Tensor  # (N,), root of the mean squared difference of the pixels, in levels of 255
+    distances: Tensor  # (N,), root of the mean squared difference of the pixels, in levels of 255, or of coordinates
 
 
 def side(resolution: int) -> int:
@@ -34,7 +34,7 @@ def side(resolution: int) -> int:
 
 
 def nearest_training_images(images: Tensor, train: Table) -> Nearest:
-    """Of (N, C, R, R) uint8 images, among all rows of a training table of images of that resolution."""
+    """Of (N, C, R, R) images, among all rows of a training table of images of that resolution."""
     column = f"image@{side(images.shape[-1])}"
     judged = _pixels(pyramid(images.numpy())[column])
     nearest, rows = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
@@ -61,4 +61,6 @@ def distance_ratio(
 
 
 def _pixels(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).flatten(1).float()
+    """(N, D): float32 of bytes, float64 of points, whose neighbours are nearer."""
+    pixels = torch.from_numpy(images).flatten(1)
+    return pixels.double() if pixels.is_floating_point() else pixels.float()

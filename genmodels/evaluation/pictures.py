@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+SHEET_IMAGES, SHEET_POINTS = 64, 2_500
 TILE_PIXELS = 64
 LINE_PIXELS = 2
 MARGIN = 12
@@ -26,7 +27,7 @@ COLOURS = (  # of Tableau 10
 
 
 def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int) -> bytes:
-    """Grids of (N, C, R, R) uint8 images side by side under captions; small images are enlarged by whole pixels."""
+    """Grids of (N, C, R, R) images side by side under captions, as `grid` draws them."""
     grids = {
         caption: Image.fromarray(grid(images.permute(0, 2, 3, 1).numpy(), images_per_row).squeeze())
         for caption, images in columns.items()
@@ -35,7 +36,12 @@ def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int) -> byte
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """(N, H, W, C) uint8 as one picture with white lines between them; small images are enlarged by whole pixels."""
+    """(N, H, W, C) uint8 as one picture with white lines between them; small images are enlarged by whole pixels. Of
+    points, float32 (N, 1, 1, 2), it is a plot from -1 to 1."""
+    if images.shape[1] == 1:
+        plot = Image.new("RGB", (PLOT_PIXELS, PLOT_PIXELS), "white")
+        _dots(ImageDraw.Draw(plot), torch.from_numpy(images).flatten(1) / 2, [COLOURS[0]] * len(images))
+        return np.asarray(plot)
     zoom = math.ceil(TILE_PIXELS / images.shape[2])
     tiles = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     tiles = np.pad(tiles, ((0, 0), (0, LINE_PIXELS), (0, LINE_PIXELS), (0, 0)), constant_values=255)
@@ -44,6 +50,11 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     rows = np.concatenate((tiles, blank)).reshape(-1, columns, *tiles.shape[1:])
     sheet = np.concatenate(np.concatenate(rows, axis=1), axis=1)
     return np.pad(sheet, ((LINE_PIXELS, 0), (LINE_PIXELS, 0), (0, 0)), constant_values=255)
+
+
+def samples_shown(resolution: int) -> int:
+    """How many samples a picture shows."""
+    return SHEET_POINTS if resolution == 1 else SHEET_IMAGES
 
 
 def traversals(decode: Callable[[Tensor], Tensor], codes: Tensor) -> bytes:

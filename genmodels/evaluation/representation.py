@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from genmodels.evaluation.bootstrap import Estimate, original_and_resampled
 from genmodels.evaluation.generation import batches, device_of
-from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.images import as_stored
 from genmodels.models.base import Clusters, Encodes, HasPrior, scaled
 
 SEED = 0
@@ -36,7 +36,7 @@ def decoded(model: Encodes, codes: Tensor, resolution: int, progress: Callable[[
     """(N, C, R, R) uint8 images on the CPU, of (N, D) codes."""
     images = []
     for rows in batches(len(codes), resolution):
-        images.append(as_bytes(model.decode(codes[rows].to(device_of(model)))).cpu())
+        images.append(as_stored(model.decode(codes[rows].to(device_of(model)))).cpu())
         progress(len(images[-1]))
     return torch.cat(images)
 

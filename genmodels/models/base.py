@@ -62,6 +62,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    learns_points: ClassVar[bool] = False  # which are images of one pixel, of floats that are not to be rounded
 
     resolution: int
 
@@ -280,7 +281,9 @@ class GenerativeModel(nn.Module):
 
 
 def scaled(images: Tensor) -> Tensor:
-    """uint8 in 0..255 to float32 in [-1, 1]."""
+    """uint8 in 0..255 to float32 in [-1, 1]; points, which are float32, as they are."""
+    if images.dtype != torch.uint8:
+        return images
     return images.float().div_(127.5).sub_(1.0)
 
 

@@ -51,10 +51,13 @@ class GameConfig(OneStageConfig, AdversarialConfig):
 class Config(GameConfig):
     """The defaults are those of the authors' MNIST run (50,000 images, here 500 times), with Adam for its momentum."""
 
+    learns_points = True
+
     resolution: int = Field(28, ge=1)
     generator_units: int = Field(1200, ge=1, description="of each hidden layer")
     discriminator_units: int = Field(240, ge=1, description="maxout units of each hidden layer")
     discriminator_pieces: int = Field(5, ge=1, description="linear maps of which a maxout unit takes the largest")
+    discriminator_initial_weights: float = Field(0.005, gt=0, description="bound of their uniform distribution")
     input_dropout: float = Field(0.2, ge=0, lt=1, description="share of the discriminator's inputs left out")
     hidden_dropout: float = Field(0.5, ge=0, lt=1, description="share of its hidden units left out")
     batch_images: int = Field(100, ge=1)
@@ -78,6 +81,23 @@ class Config(GameConfig):
             "input_dropout": 0.0,
             "images": 400_000,
             "ema_half_life_images": 5_000,
+        },
+        "points": {
+            "resolution": 1,
+            "latent": 2,
+            "generator_units": 400,
+            "discriminator_units": 128,
+            "discriminator_pieces": 2,
+            "discriminator_initial_weights": 0.1,
+            "hidden_dropout": 0.0,
+            "input_dropout": 0.0,
+            "generator_learning_rate": 1e-3,
+            "discriminator_learning_rate": 1e-3,
+            "r1_gamma": 0.01,
+            "r1_interval_steps": 1,
+            "batch_images": 256,
+            "images": 1_000_000,
+            "ema_half_life_images": 10_000,
         },
     }
 
@@ -152,7 +172,7 @@ class Discriminator(nn.Module):
         self.second = Maxout(units, units, pieces)
         self.logit = nn.Linear(units, 1)
         self.input_dropout, self.hidden_dropout = config.input_dropout, config.hidden_dropout
-        draw_uniform(self, 0.005)
+        draw_uniform(self, config.discriminator_initial_weights)
 
     def forward(self, images: Tensor, context: Context | None = None) -> Tensor:
         """(B, C, H, W) -> logits (B,)."""

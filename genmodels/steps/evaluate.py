@@ -10,19 +10,11 @@ from typing import Any
 
 import torch
 
-from genmodels.data.dataset import Dataset
-from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.data.manifest import open_dataset
 from genmodels.errors import GenmodelsError, UnavailableError
 from genmodels.evaluation import reals
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate
-from genmodels.evaluation.extractors import (
-    Extractor,
-    classifier_extractor,
-    find_classifier,
-    inception_extractor,
-    why_no_classifier,
-    why_no_inception,
-)
+from genmodels.evaluation.extractors import extractors_of
 from genmodels.evaluation.tasks import tasks_of
 from genmodels.evaluation.tasks.base import Looks
 from genmodels.jobs import started_by
@@ -108,7 +100,7 @@ class Evaluation:
         self.spec = spec
         self.manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        extractors, without = _extractors(self.manifest, dataset, self.device, train_classifier)
+        extractors, without = extractors_of(self.manifest, dataset, self.device, train_classifier)
         self.model = load_trained(spec).to(self.device)
         self.tasks, not_judged = tasks_of(self.model, self.manifest, dataset, extractors, spec.evaluation)
         self.not_offered = without | not_judged
@@ -205,23 +197,6 @@ def _measure(spec: RunSpec, part: Part, tracker: Any, started_by: str) -> Measur
 def _evaluation(spec: str) -> Evaluation:
     """One for all the parts that a process is given."""
     return Evaluation(RunSpec.model_validate_json(spec))
-
-
-def _extractors(
-    manifest: Manifest, dataset: Dataset, device: torch.device, train_classifier: Callable[[int, int], None]
-) -> tuple[list[Extractor], dict[str, str]]:
-    """Those that can be had, and why the others cannot."""
-    found, not_offered = [], {}
-    if reason := why_no_classifier(manifest):
-        not_offered["classifier"] = reason
-    else:
-        classifier = find_classifier(manifest, dataset, device, train_classifier)
-        found.append(classifier_extractor(classifier, device))
-    if reason := why_no_inception(manifest):
-        not_offered["inception"] = reason
-    else:
-        found.append(inception_extractor(device))
-    return found, not_offered
 
 
 def _metric(name: str, score: Estimate, floor: float | None = None, untrained: float | None = None) -> Metric:

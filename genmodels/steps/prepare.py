@@ -27,12 +27,12 @@ def prepare(spec: RunSpec, *, ray: bool = False) -> PrepareReport:
     the same at once write the same objects.
 
     Raises:
-        SpecError: for an unknown data set or a resolution below 4.
+        SpecError: for an unknown data set or a resolution below 4 of images.
         DataError: if the source is not what it should be.
         UnavailableError, AccessError: if the source or the object store cannot be reached or refuses.
     """
     entry, resolution = find(spec.dataset), int(spec.config["resolution"])
-    if resolution < 4:
+    if resolution < min(4, entry.resolution):
         raise SpecError(f"resolution={resolution} is too small; the pyramid ends at 4×4.")
     progress = _Rates(ProgressWriter(progress_key("prepare", spec)))
     try:

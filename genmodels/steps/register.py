@@ -194,7 +194,7 @@ To load it where it is the champion:
 ```python
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-{call}  # uint8, (N, H, W, C)
+{call}  # {dtype}, (N, H, W, C)
 ```
 
 To put back what was champion before it, should this one disappoint:
@@ -247,6 +247,7 @@ def describe(
         pictures="\n".join(pictures),
         name=name,
         call=call[facts["kind"]],
+        dtype="float32" if facts["resolution"] == 1 else "uint8",
     )
     while len(described := text(rows="\n".join(rows))) > MAX_DESCRIPTION_LENGTH and rows:
         rows.pop()

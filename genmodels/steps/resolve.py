@@ -51,6 +51,8 @@ def resolve(
         raise SpecError(
             f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
         )
+    if entry.kind == "points" and not MODELS[model].Config.learns_points:
+        raise SpecError(f"{model} learns from images, but {dataset} is points; take a model of both, such as gan.")
     config, training, evaluation = configured(model, preset, overrides, resolution=entry.resolution)
     if training.balanced_classes and not entry.classes:
         raise SpecError(f"training.balanced_classes needs labels, and {dataset} has none; leave it out.")

@@ -23,8 +23,8 @@ from genmodels.data.loader import Loader
 from genmodels.data.manifest import Manifest, open_dataset
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.evaluation.bootstrap import mean
-from genmodels.evaluation.images import as_bytes
-from genmodels.evaluation.pictures import grid
+from genmodels.evaluation.images import as_stored
+from genmodels.evaluation.pictures import SHEET_IMAGES, grid, samples_shown
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
 from genmodels.jobs import started_by, this_job
 from genmodels.models import build
@@ -51,7 +51,6 @@ from genmodels.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
-GRID_IMAGES = 64
 GRID_COLUMNS = 8
 SCORE_IMAGES = 256
 
@@ -298,7 +297,7 @@ def _sheet(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.n
     """Samples from fixed latents; or held-out images, each row above their translations or reconstructions."""
     if isinstance(model, Samples):
         generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-        images = model.sample(GRID_IMAGES, generator=generator)
+        images = model.sample(samples_shown(held_out[""].shape[-1]), generator=generator)
     elif isinstance(model, Translates):
         rows = []
         for source, target in permutations(model.domains, 2):
@@ -307,9 +306,9 @@ def _sheet(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.n
         images = torch.cat(rows)
     else:
         assert isinstance(model, Encodes)
-        rows = held_out[""][: GRID_IMAGES // 2].split(GRID_COLUMNS)
+        rows = held_out[""][: SHEET_IMAGES // 2].split(GRID_COLUMNS)
         images = torch.cat([torch.cat((row, model.decode(model.encode(row)))) for row in rows])
-    return grid(as_bytes(images).permute(0, 2, 3, 1).cpu().numpy(), GRID_COLUMNS)
+    return grid(as_stored(images).permute(0, 2, 3, 1).cpu().numpy(), GRID_COLUMNS)
 
 
 def _weights_key(spec: RunSpec) -> str:

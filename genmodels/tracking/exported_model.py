@@ -129,10 +129,11 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class ExportedModel(PythonModel):
-    """Images are uint8, (N, H, W, C). A model that samples takes a column `seed` (and `label`, where it knows classes)
-    and the parameter `truncation`, the largest |z| of the standard normal numbers that it draws; one that translates
-    takes images and the parameter `to`, one of its domains; one that reconstructs gives images back from their codes,
-    as every model with codes does by `encode` and `decode`; one that classifies gives logits."""
+    """Images are uint8, (N, H, W, C), and points float32 in [-1, 1], (N, 1, 1, 2). A model that samples takes a column
+    `seed` (and `label`, where it knows classes) and the parameter `truncation`, the largest |z| of the standard normal
+    numbers that it draws; one that translates takes images and the parameter `to`, one of its domains; one that
+    reconstructs gives images back from their codes, as every model with codes does by `encode` and `decode`; one that
+    classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -244,8 +245,10 @@ def _scaled(images: np.ndarray) -> Tensor:
 
 
 def _images(values: Tensor) -> np.ndarray:
-    """The way back."""
-    return values.add(1.0).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    """The way back; points, which are images of one pixel, stay as they are."""
+    if values.shape[-1] > 1:
+        values = values.add(1.0).mul(127.5).round().clamp(0, 255).byte()
+    return values.permute(0, 2, 3, 1).numpy()
 
 
 set_model(ExportedModel())

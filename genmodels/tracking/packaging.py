@@ -134,7 +134,8 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     size, channels = facts["resolution"], facts["channels"]
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, channels))])
+    dtype = np.dtype(np.float32 if size == 1 else np.uint8)  # of points, of images
+    images = Schema([TensorSpec(dtype, (-1, size, size, channels))])
     ramp = np.linspace(0, 255, size * size * channels).astype(np.uint8).reshape(1, size, size, channels)
     if facts["kind"] == "samples":
         labels = [ColSpec("long", "label", required=False)] if facts["classes"] else []

@@ -196,7 +196,8 @@ def load(model_uri: str) -> Any:
 def sample(
     model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None, truncation: float | None = None
 ) -> np.ndarray:
-    """n images, uint8 (n, H, W, C); the same seed gives the same images, and more of them begin with the same.
+    """n images, uint8 (n, H, W, C), or points, float32 (n, 1, 1, 2); the same seed gives the same ones, and more of
+    them begin with the same.
 
     `truncation` is the largest |z| of a standard normal number that is drawn. Raises SpecError if the model draws none.
     """

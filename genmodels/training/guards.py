@@ -142,7 +142,8 @@ class LowDiversity(Guard):
     looks_at_images = True
 
     def measure(self, look: Look) -> float | None:
-        return max((dissimilarity(real) / max(dissimilarity(made), 1e-6) for real, made in look.images), default=None)
+        pairs = [pair for pair in look.images if pair[0].shape[-1] > 1]  # points have no structure
+        return max((dissimilarity(real) / max(dissimilarity(made), 1e-6) for real, made in pairs), default=None)
 
 
 class MissingClasses(Guard):

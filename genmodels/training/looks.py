@@ -161,7 +161,7 @@ class Guards:
         found, others = {}, None
         for name in inputs:
             rows = first_of_each(whole[name])[: compared + labelled]
-            images = scaled(whole[name][rows]) if whole[name].dtype == torch.uint8 else whole[name][rows]
+            images = scaled(whole[name][rows])
             if data.classes:
                 compared = min(compared, len(rows) // 2)
                 others = images[compared:], whole["label"][rows[compared:]]

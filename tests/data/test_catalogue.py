@@ -57,7 +57,7 @@ def test_every_entry_says_what_a_person_must_know(entry: CatalogueEntry):
     assert entry.title
     assert entry.licence
     assert entry.resolution & (entry.resolution - 1) == 0
-    assert entry.channels in {1, 3}
+    assert entry.channels in ({2} if entry.kind == "points" else {1, 3})
     for file in entry.files:
         assert file.urls or "no address to download from" in entry.how_to_get
         assert all(url.startswith("http") and url.endswith(f"/{file.name}") for url in file.urls)
@@ -109,7 +109,28 @@ def test_training_and_held_out_crops_of_the_photographs_share_no_pixel(monkeypat
         assert example.content.min() == example.content.max() == expected
 
 
-@pytest.mark.parametrize("name", ["photos", "stacked_digits"])
+@pytest.mark.parametrize(("name", "deviation"), [("gaussians_8", 0.8 * 0.01), ("gaussians_25", 0.8 * 0.05 / 4)])
+def test_points_are_of_as_many_gaussians_as_there_are_classes(name: str, deviation: float):
+    """Within five standard errors, of 100,000 / K points in each and of 200,000 coordinates in all."""
+    points = [point for point in examples_of(name) if point.table == "train"]
+    drawn, labels = (np.stack([getattr(point, what) for point in points]) for what in ("content", "label"))
+    assert drawn.shape == (100_000, 1, 1, 2)
+    assert drawn.dtype == np.float32
+    assert abs(drawn).max() < 1
+    classes = CATALOGUE[name].class_names
+    centres = np.stack([drawn[labels == label].mean(axis=0).ravel() for label in range(len(classes))])
+    error = 5 * deviation / (100_000 / len(classes)) ** 0.5
+    for centre, where in zip(centres, classes, strict=True):
+        if name == "gaussians_8":
+            angle = np.deg2rad(int(where.split()[0]))
+            expected = 0.8 * np.cos(angle), 0.8 * np.sin(angle)
+        else:
+            expected = 0.2 * int(where.split()[0]), 0.2 * int(where.split()[2])
+        assert centre == pytest.approx(expected, abs=error)
+    assert (drawn.squeeze() - centres[labels]).std() == pytest.approx(deviation, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["photos", "stacked_digits", "gaussians_25"])
 def test_what_is_made_of_something_else_is_always_the_same(name: str):
     for a, b in zip(examples_of(name), examples_of(name), strict=True):
         assert (a.name, a.label) == (b.name, b.label)

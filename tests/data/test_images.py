@@ -63,6 +63,17 @@ def test_unrounded_averages_go_down_the_pyramid():
     assert (pyramid(images)["image@4"] == np.rint(exact)).all()
 
 
+def test_floats_are_not_rounded_and_not_resized():
+    point = np.array([[[0.1, -0.7]]], np.float32)
+    result = levels([point, -point], 1, 2)
+    assert (result.columns["image@1"] == np.array([[[[0.1]], [[-0.7]]], [[[-0.1]], [[0.7]]]], np.float32)).all()
+    blocks = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8) / 64
+    assert (pyramid(blocks)["image@4"] == blocks.reshape(1, 1, 4, 2, 4, 2).mean(axis=(3, 5))).all()
+    larger = levels([point], 8, 2)
+    assert larger.set_aside == {TOO_SMALL: 1}
+    assert larger.smallest_side == 1
+
+
 def test_the_centre_square_is_taken():
     """A wide image, black but for a white middle square, is white; a tall one likewise."""
     wide = np.zeros((8, 24, 3), np.uint8)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from genmodels.data import preprocess as module
+from genmodels.data import readers
 from genmodels.data.catalogue import find
 from genmodels.data.examples import of_arrays, with_held_out
 from genmodels.data.manifest import Manifest
@@ -53,6 +54,25 @@ def test_one_process_and_two_write_the_same_bytes(images: Path, tmp_path: Path):
     assert one.manifest == two.manifest
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert one.manifest.digest == one.manifest.content_digest()
+
+
+def test_points_keep_every_bit_and_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readers, "POINTS", {"train": 300, "test": 100})
+    once, again = (run(tmp_path, tmp_path / name, 1, dataset="gaussians_25").manifest for name in ("once", "again"))
+    assert once == again
+    assert once.has_points
+    columns = once.tables["train"].columns
+    assert (columns["image@1"].dtype, columns["image@1"].shape) == ("<f4", (2, 1, 1))
+    with find("gaussians_25").examples(lambda done, total: None) as examples:
+        points = [example for example in examples.read() if example.table == "test"]
+    assert (column(once, tmp_path / "once", "test", "image@1").ravel() == np.ravel([p.content for p in points])).all()
+    assert column(once, tmp_path / "once", "test", "label").tolist() == [point.label for point in points]
+
+
+def test_points_have_one_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readers, "POINTS", {"train": 300, "test": 100})
+    with pytest.raises(DataError, match="the shortest side 1; take `--set resolution=1`"):
+        run(tmp_path, tmp_path / "out", 8, dataset="gaussians_8")
 
 
 def test_rows_are_the_images_in_the_order_of_their_names(images: Path, tmp_path: Path):

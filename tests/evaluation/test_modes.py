@@ -9,7 +9,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from genmodels.evaluation.bootstrap import Estimate
-from genmodels.evaluation.modes import mode_scores
+from genmodels.evaluation.modes import mixture_of, mixture_scores, mode_scores
 
 
 def scores(classes: Tensor, frequencies: Tensor, replicates: int = 0) -> dict[str, Estimate]:
@@ -61,3 +61,46 @@ def test_the_interval_is_as_wide_as_the_delta_method_has_it():
     expected = math.log(4) * math.sqrt(0.8 * 0.2 / 1_000)
     assert found["mode_divergence"].standard_error == pytest.approx(expected, rel=0.08)
     assert found["modes"].low == found["modes"].value == found["modes"].high == 2
+
+
+CENTRES = torch.tensor([[math.cos(math.pi * i / 4), math.sin(math.pi * i / 4)] for i in range(8)])
+
+
+def points(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of eight Gaussians on a ring, those of odd number twice as wide as the others; and which of them each is of."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(8, (count,), generator=generator)
+    widths = 0.01 * (1 + labels % 2)[:, None]
+    return CENTRES[labels] + widths * torch.randn(count, 2, generator=generator), labels
+
+
+def mixture(made: Tensor, replicates: int = 0) -> dict[str, Estimate]:
+    known = mixture_of(*points(80_000, seed=0))
+    return mixture_scores(made, known, generator=torch.Generator().manual_seed(0), replicates=replicates)
+
+
+def test_a_mixture_is_known_by_its_labelled_points():
+    known = mixture_of(*points(80_000, seed=0))
+    torch.testing.assert_close(known.centres.float(), CENTRES, atol=1e-3, rtol=0)
+    torch.testing.assert_close(known.deviations.float(), torch.tensor([0.01, 0.02] * 4), atol=0, rtol=0.02)
+
+
+def test_a_perfect_sampler_finds_all_modes_with_the_quality_of_a_gaussian_in_the_plane():
+    """The square of the distance is exponential: within three standard deviations lie 1 - exp(-9 / 2) of all."""
+    found = mixture(points(20_000, seed=1)[0], replicates=200)
+    share = 1 - math.exp(-4.5)
+    error = math.sqrt(share * (1 - share) / 20_000)
+    assert found["modes"].value == found["modes"].low == found["modes"].high == 8
+    assert found["modes"].note == "of 8, in 20,000 samples"
+    assert found["high_quality"].value == pytest.approx(share, abs=4 * error)
+    assert found["high_quality"].standard_error == pytest.approx(error, rel=0.25)
+    assert found["modes"].better == found["high_quality"].better == "higher"
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_a_mode_is_found_by_samples_that_are_near_enough(kept: int):
+    """Half of the samples are on the first centres, half at 3.5 deviations of the next, which counts for nothing."""
+    far = CENTRES[4] + torch.tensor([0.035, 0.0])
+    found = mixture(torch.cat((CENTRES[:kept].repeat(30 // kept, 1), far.repeat(30, 1))))
+    assert found["modes"].value == kept
+    assert found["high_quality"].value == 0.5

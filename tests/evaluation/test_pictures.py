@@ -8,6 +8,7 @@ from PIL import Image
 
 from genmodels.evaluation.pictures import (
     CAPTION_PIXELS,
+    DOT_PIXELS,
     GREY,
     LINE_PIXELS,
     MANIFOLD_STEPS,
@@ -16,6 +17,7 @@ from genmodels.evaluation.pictures import (
     STEPS,
     TILE_PIXELS,
     contact_sheet,
+    grid,
     manifold,
     scattered,
     traversals,
@@ -73,3 +75,16 @@ def test_codes_lie_over_the_prior_in_the_colour_of_their_class():
     assert tuple(plot[far, near]) == tuple(plot[near, far]) == GREY
     assert tuple(plot[near, near]) == (31, 119, 180)
     assert tuple(plot[far, far]) == (255, 127, 14)
+
+
+def test_points_are_dots_of_a_plot():
+    """At a quarter of the plane to the right and an eighth upwards of the middle; nothing else is drawn."""
+    points = np.tile(np.array([0.5, 0.25], np.float32), (3, 1)).reshape(3, 1, 1, 2)
+    plot = grid(points, columns=8)
+    assert plot.shape == (PLOT_PIXELS, PLOT_PIXELS, 3)
+    rows, columns = np.nonzero((plot != 255).any(axis=2))
+    assert (columns.mean(), rows.mean()) == (PLOT_PIXELS * 0.75, PLOT_PIXELS * 0.375)
+    assert np.ptp(rows) == np.ptp(columns) == 2 * DOT_PIXELS
+    sheet = contact_sheet({"real": torch.from_numpy(points).permute(0, 3, 1, 2)}, images_per_row=8)
+    shown = np.asarray(Image.open(io.BytesIO(sheet)))[CAPTION_PIXELS:, MARGIN:][:PLOT_PIXELS, :PLOT_PIXELS]
+    assert (shown == plot).all()

@@ -9,7 +9,7 @@ import torch
 from drawing import draws
 from pydantic import ValidationError
 
-from genmodels.evaluation.images import as_bytes
+from genmodels.evaluation.images import as_stored
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, Samples, ScoresDensity, scaled
 from genmodels.models.flow import (
@@ -211,10 +211,10 @@ def test_codes_of_images_come_back_as_the_images(architecture: str):
     codes = model.encode(images)
     assert codes.shape == (4, 3 * 8 * 8)
     decoded = model.decode(codes)
-    assert torch.equal(as_bytes(decoded), pixels())
+    assert torch.equal(as_stored(decoded), pixels())
     torch.testing.assert_close(decoded, images, atol=2e-4, rtol=0)
     ends = model.decode(torch.lerp(codes[:1], codes[1:2], torch.tensor([[0.0], [0.5], [1.0]])))
-    assert torch.equal(as_bytes(ends[::2]), pixels()[:2])
+    assert torch.equal(as_stored(ends[::2]), pixels()[:2])
     assert ends.abs().max() <= 1
 
 

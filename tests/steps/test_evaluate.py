@@ -16,8 +16,8 @@ from genmodels.data.manifest import factor_column, open_dataset
 from genmodels.errors import DataError, SpecError
 from genmodels.evaluation import extractors, reals
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
-from genmodels.evaluation.images import as_bytes
-from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, TILE_PIXELS
+from genmodels.evaluation.images import as_stored
+from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, PLOT_PIXELS, TILE_PIXELS
 from genmodels.jobs import Job, RayJobs
 from genmodels.models.base import Samples
 from genmodels.settings import Settings
@@ -119,6 +119,49 @@ def test_a_model_that_draws_the_training_set_closes_the_whole_gap(s3: Settings, 
     copies = np.asarray(Image.open(io.BytesIO(store().read(report.pictures["training_neighbours"]))))
     made, found = (copies[CAPTION_PIXELS:, MARGIN + i * (MARGIN + SHEET) :][:SHEET, :SHEET] for i in range(2))
     assert np.array_equal(made, found)
+
+
+def test_points_are_judged_by_their_coordinates_and_not_rounded(s3: Settings, monkeypatch):
+    """Of a model that draws the training set: all modes, and 1 - exp(-9 / 2) of the points near one."""
+    monkeypatch.setattr(reals, "MOST_IMAGES", 2_000)
+    spec = unjudged("gan", "gaussians_8", seed=304)
+    _, dataset = open_dataset("gaussians_8", str(spec.dataset_digest))
+    train = dataset.table("train")
+
+    def load_memory(spec: RunSpec) -> torch.nn.Module:
+        model = step.untrained(spec)
+        drawn = iter(torch.from_numpy(train.read("image@1", np.random.default_rng(1).permutation(train.rows)[:2_000])))
+        monkeypatch.setattr(model, "sample", lambda n, **_: torch.stack([next(drawn) for _ in range(n)]))
+        return model
+
+    monkeypatch.setattr(step, "load_trained", load_memory)
+    report = evaluate(spec)
+    assert [metric.name for metric in report.metrics] == [
+        "sliced_wasserstein",
+        "sliced_wasserstein_1",
+        "fid_coordinates",
+        "kid_coordinates",
+        "precision_coordinates",
+        "recall_coordinates",
+        "density_coordinates",
+        "coverage_coordinates",
+        "modes",
+        "high_quality",
+        "training_distance_ratio",
+        "perceptual_path_length_coordinates",
+    ]
+    modes, high_quality = report.metric("modes"), report.metric("high_quality")
+    assert (modes.value, modes.floor, modes.low, modes.untrained) == (8, 8, 8, 0)
+    assert high_quality.value == pytest.approx(1 - math.exp(-4.5), abs=0.008)
+    assert high_quality.floor == pytest.approx(1 - math.exp(-4.5), abs=0.008)
+    assert report.metric("fid_coordinates").gap_closed == pytest.approx(1, abs=0.05)
+    for name in ("precision_coordinates", "recall_coordinates", "density_coordinates", "coverage_coordinates"):
+        assert report.metric(name).value == pytest.approx(report.metric(name).floor, abs=0.05)
+    assert report.metric("training_distance_ratio").value == 0
+    assert set(report.not_offered) == {"classifier", "inception", "ms_ssim", "density", "representation"}
+    assert report.protocol["generation"]["pixels"] == "not rounded"
+    sheet = Image.open(io.BytesIO(store().read(report.pictures["samples"])))
+    assert sheet.size == (3 * MARGIN + 2 * PLOT_PIXELS, CAPTION_PIXELS + PLOT_PIXELS + MARGIN)
 
 
 def test_scores_of_another_protocol_are_made_again(s3: Settings):
@@ -363,7 +406,7 @@ def test_the_clusters_of_an_infogan_are_held_against_the_classes(s3: Settings, m
 
     def load_knowing(spec: RunSpec) -> torch.nn.Module:
         model = step.untrained(spec)
-        known = lambda images: [classes[image.numpy().tobytes()] for image in as_bytes(images)]  # noqa: E731
+        known = lambda images: [classes[image.numpy().tobytes()] for image in as_stored(images)]  # noqa: E731
         monkeypatch.setattr(model, "cluster", lambda images: torch.tensor(known(images)).add(3) % 10)
         return model
 
@@ -392,7 +435,7 @@ def test_codes_of_sprites_are_judged_by_the_factors(s3: Settings, monkeypatch):
 
     def load_knowing(spec: RunSpec) -> torch.nn.Module:
         model = step.untrained(spec)
-        codes = lambda images: torch.stack([factors[image.numpy().tobytes()] for image in as_bytes(images)])  # noqa: E731
+        codes = lambda images: torch.stack([factors[image.numpy().tobytes()] for image in as_stored(images)])  # noqa: E731
         monkeypatch.setattr(model, "encode", codes)
         monkeypatch.setattr(model, "decode", lambda codes: torch.zeros(len(codes), 1, 16, 16))
         return model

@@ -116,6 +116,8 @@ print(json.dumps(loaded))
         (("progressive_gan", "digits", "demo", [], 0, 0), "'workers' cannot be 0"),
         (("progressive_gan", "photos"), "one set of images, but photos is two unpaired domains"),
         (("cyclegan", "digits"), "two unpaired domains, but digits is one set of images"),
+        (("pixelcnn", "gaussians_8"), "pixelcnn learns from images, but gaussians_8 is points; take a model of both"),
+        (("dcgan", "gaussians_25", "demo", ["resolution=8"]), "dcgan learns from images"),
         (("progressive_gan", "folder:/nowhere"), "no folder '/nowhere'"),
     ],
 )

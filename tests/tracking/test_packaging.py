@@ -64,6 +64,16 @@ def test_an_image_is_the_one_that_the_model_draws_with_its_seed(tmp_path: Path, 
     assert np.array_equal(export.sample([33, 7, 33]), many[[33, 7, 33]])
 
 
+def test_points_are_those_that_the_model_draws_and_are_not_rounded(tmp_path: Path):
+    model, export = exported(tmp_path, "gan", channels=2, resolution=1)
+    own = model.sample(1, generator=torch.Generator().manual_seed(7))  # type: ignore[operator]
+    drawn = export.predict(None, {"seed": [3, 7]})
+    assert (drawn.shape, drawn.dtype) == ((2, 1, 1, 2), np.float32)
+    np.testing.assert_allclose(drawn[1].ravel(), own.detach().numpy().ravel(), atol=1e-6)
+    signature, _ = packaging._signature(export.facts)
+    assert [(spec.type, spec.shape) for spec in signature.outputs.inputs] == [(np.float32, (-1, 1, 1, 2))]
+
+
 def test_labels_choose_the_class_and_are_drawn_where_none_are_given(tmp_path: Path):
     model, export = exported(tmp_path, "progressive_gan", channels=3, conditional=True)
     own = as_uint8(model.sample(1, labels=torch.tensor([4]), generator=torch.Generator().manual_seed(9)))

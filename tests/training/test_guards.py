@@ -155,6 +155,7 @@ def test_low_diversity_compares_how_much_pairs_differ():
     collapsed = guard.measure(Look({}, [(flat(*real), flat(0.5, 0.5, 0.5, 0.5))]))
     assert collapsed is not None and collapsed > 1e4
     assert guard.measure(Look({})) is None
+    assert guard.measure(Look({}, [(pixels(*real), pixels(*made))])) is None, "points have no structure"
 
 
 def test_missing_classes_compares_the_entropies_of_the_classes_of_the_nearest_real_images():

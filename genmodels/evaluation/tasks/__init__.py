@@ -64,11 +64,11 @@ def tasks_of(
         raise SpecError(
             f"{type(model).__name__} cannot be evaluated: it neither samples nor translates, encodes or scores images."
         )
-    return tasks, _not_judged(model)
+    return tasks, _not_judged(model, manifest)
 
 
-def _not_judged(model: GenerativeModel) -> dict[str, str]:
-    """The axes on which a model is not judged, and why."""
+def _not_judged(model: GenerativeModel, manifest: Manifest) -> dict[str, str]:
+    """The axes and the measures by which a model is not judged, and why."""
     reasons = {}
     if not isinstance(model, ScoresDensity):
         reasons["density"] = f"{model.title} {WITHOUT_DENSITY[model.density]}."
@@ -76,4 +76,6 @@ def _not_judged(model: GenerativeModel) -> dict[str, str]:
         reasons["generation"] = f"{model.title} makes no new images."
     if not isinstance(model, Encodes):
         reasons["representation"] = f"{model.title} has no codes of images."
+    if manifest.has_points:
+        reasons["ms_ssim"] = "MS-SSIM compares the structure of images, and a point has none."
     return reasons

@@ -15,7 +15,6 @@ from genmodels.evaluation import measures, reals
 from genmodels.evaluation.bootstrap import Estimate, sample_mean
 from genmodels.models.base import GenerativeModel
 
-SHEET_IMAGES = 64
 Looks = Callable[[str, int], None]  # told what looks at images or makes them, and how many more it has done
 
 

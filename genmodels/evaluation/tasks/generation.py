@@ -11,12 +11,11 @@ from torch import Tensor
 
 from genmodels.data.dataset import Dataset, Table
 from genmodels.data.manifest import Manifest
-from genmodels.evaluation import generation, measures, memorisation, reals
+from genmodels.evaluation import generation, measures, memorisation, modes, reals
 from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.extractors import Extractor, held_out_features
-from genmodels.evaluation.pictures import contact_sheet
+from genmodels.evaluation.pictures import SHEET_IMAGES, contact_sheet, samples_shown
 from genmodels.evaluation.tasks.base import (
-    SHEET_IMAGES,
     Judged,
     Looks,
     Task,
@@ -46,10 +45,13 @@ class Sampling(Task):
         self.real, self.others = images_of(test, manifest, self.count), images_of(self.train, manifest, self.count)
         self.extractors = extractors
         self.frequencies = _frequencies(self.train, manifest.classes) if manifest.classes > 1 else None
+        self.mixture = _mixture(self.train) if manifest.has_points else None
         self.protocol = _protocol(manifest, extractors) | {
             "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES}
         }
-        if self.frequencies is not None:
+        if self.mixture:
+            self.protocol["modes"] = f"within {modes.DEVIATIONS} deviations of a class of the training points"
+        elif self.frequencies is not None:
             self.protocol["modes"] = "classes of the training images"
         if self.labels is not None:
             self.protocol["label_agreement"] = "classes of the held-out images"
@@ -93,10 +95,15 @@ class Sampling(Task):
             replicates=replicates,
             progress=progress,
         )
-        return alike | measures.diversity(made, replicates=replicates)
+        if not self.mixture:
+            return alike | measures.diversity(made, replicates=replicates)
+        generator = torch.Generator().manual_seed(measures.SEED)
+        points = made.flatten(1)
+        return alike | modes.mixture_scores(points, self.mixture, generator=generator, replicates=replicates)
 
     def _pictures(self, made: Tensor, nearest: memorisation.Nearest) -> dict[str, bytes]:
-        columns = {"real, held out": self.real[:SHEET_IMAGES], "generated": made[:SHEET_IMAGES]}
+        count = samples_shown(made.shape[-1])
+        columns = {"real, held out": self.real[:count], "generated": made[:count]}
         shown = nearest.distances.argsort()[:SHEET_IMAGES]
         copied = self.train.read(f"image@{made.shape[-1]}", nearest.rows[shown].numpy())
         pairs = {"generated, likest to training images": made[shown], "the training images": torch.from_numpy(copied)}
@@ -171,8 +178,19 @@ def _frequencies(train: Table, classes: int) -> Tensor:
     return torch.from_numpy(np.bincount(train.read("label", np.arange(train.rows)), minlength=classes))
 
 
+def _mixture(train: Table) -> modes.Mixture:
+    """Of all training points."""
+    rows = np.arange(train.rows)
+    points, labels = (torch.from_numpy(train.read(column, rows)) for column in ("image@1", "label"))
+    return modes.mixture_of(points.flatten(1), labels)
+
+
 def _protocol(manifest: Manifest, extractors: Sequence[Extractor]) -> dict[str, Any]:
     return {
-        "generation": {"seed": generation.SEED, "pixels": "8 bits", "weights": "as registered, evaluation mode"},
+        "generation": {
+            "seed": generation.SEED,
+            "pixels": "not rounded" if manifest.has_points else "8 bits",
+            "weights": "as registered, evaluation mode",
+        },
         **measures.protocol(manifest.resolution, extractors),
     }

@@ -14,9 +14,8 @@ from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import PERMUTATIONS, prior_mmd
-from genmodels.evaluation.pictures import contact_sheet
+from genmodels.evaluation.pictures import SHEET_IMAGES, contact_sheet
 from genmodels.evaluation.tasks.base import (
-    SHEET_IMAGES,
     Judged,
     Looks,
     Task,
