@@ -1,7 +1,7 @@
 """Adam (Kingma & Ba 2015) by torch's fused kernel.
 
-Without `torch.optim.Optimizer`, whose first instance imports torch's compiler, 900 modules, into every worker before its
-first step.
+Without `torch.optim.Optimizer`, whose first instance imports torch's compiler into every worker: 900 modules, before
+its first step.
 """
 
 from collections.abc import Mapping, Sequence
