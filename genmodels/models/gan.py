@@ -88,7 +88,7 @@ class Config(GameConfig):
             "generator_units": 400,
             "discriminator_units": 128,
             "discriminator_pieces": 2,
-            "discriminator_initial_weights": 0.1,
+            "discriminator_initial_weights": 0.3,
             "hidden_dropout": 0.0,
             "input_dropout": 0.0,
             "generator_learning_rate": 1e-3,
