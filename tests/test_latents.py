@@ -20,14 +20,14 @@ from genmodels.tracking.exported_model import ExportedModel
 
 
 def transparent(kind: str, *, classes: int = 0) -> ExportedModel:
-    """A model whose image is what it drew, two numbers, and its label; 127.5 (v + 1) for each."""
+    """A model whose image is a row of pixels: what it drew, two numbers, and its label; 127.5 (v / 10 + 1) for each."""
     model = ExportedModel()
     model.facts = {"kind": "samples", "draws": [{"kind": kind, "shape": [2]}], "classes": classes, "batch": 4}
     model.device = torch.device("cpu")
 
     def image(drawn: Tensor, label: Tensor | None = None) -> Tensor:
         shown = [drawn / 10, *([] if label is None else [label.unsqueeze(1) / 10])]
-        return torch.cat(shown, dim=1)[:, :, None, None]
+        return torch.cat(shown, dim=1)[:, None, None, :]
 
     model.programs = {"sample": image}  # type: ignore[dict-item]
     return model

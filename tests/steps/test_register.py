@@ -118,7 +118,7 @@ def test_a_version_says_what_changed_against_the_champion_how_to_load_it_and_how
     )
     assert evaluation and trained
     many = evaluation.model_copy(update={"metrics": evaluation.metrics * 100})
-    long = describe(alone, many, trained, {"kind": "samples"}, "0", Registry())
+    long = describe(alone, many, trained, {"kind": "samples", "resolution": 8}, "0", Registry())
     assert 4900 < len(long) <= 5000, "as much as MLflow keeps, with all but the last metrics"
     assert "genmodels promote progressive_gan.digits@previous" in long
 
