@@ -98,7 +98,8 @@ def _pyramid_matrices(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _patches(images: Tensor, level: int, places: Tensor) -> Tensor:
-    """Patches of a level, (images * 128, channels, 7, 7), the patches of one image one after another."""
+    """Patches of a level, (images * 128, channels, 7, 7), the patches of one image one after another; of an image no
+    larger than a patch itself alone, (images, channels, size, size)."""
     sizes, cut = levels(images.shape[-1]), []
     size = _patch(sizes[level])
     for batch, edges in zip(images.split(BATCH_IMAGES), places.split(BATCH_IMAGES, dim=1), strict=True):
@@ -154,11 +155,11 @@ def _resampled_distances(real: Tensor, fake: Tensor, counts: tuple[Tensor, Tenso
 
 def _distribution(projected: Tensor, low: Tensor, width: Tensor, counts: Tensor) -> Tensor:
     """Distribution functions of resampled images, (replicates, directions, bins)."""
-    (replicates, images), directions = counts.shape, len(projected)
-    bins = ((projected - low) / width).long().view(directions, images, PATCHES_PER_IMAGE)
+    (replicates, images), (directions, patches) = counts.shape, projected.shape
+    bins = ((projected - low) / width).long().view(directions, images, patches // images)
     bins += BINS * (directions * torch.arange(images)[:, None] + torch.arange(directions)[:, None, None])
     histograms = torch.bincount(bins.flatten(), minlength=images * directions * BINS).view(images, -1).float()
-    return (counts @ histograms).view(replicates, directions, BINS).cumsum(dim=2).div_(images * PATCHES_PER_IMAGE)
+    return (counts @ histograms).view(replicates, directions, BINS).cumsum(dim=2).div_(patches)
 
 
 def _patch(size: int) -> int:
@@ -166,8 +167,9 @@ def _patch(size: int) -> int:
 
 
 def _places(size: int, images: int, generator: torch.Generator) -> Tensor:
-    """The upper and the left edge of each patch, (2, images, 128)."""
-    return torch.randint(size - _patch(size) + 1, (2, images, PATCHES_PER_IMAGE), generator=generator)
+    """The upper and the left edge of each patch, (2, images, 128); (2, images, 1) where there is but one place."""
+    places = size - _patch(size) + 1
+    return torch.randint(places, (2, images, PATCHES_PER_IMAGE if places > 1 else 1), generator=generator)
 
 
 def _directions(components: int, generator: torch.Generator) -> Tensor:

@@ -102,6 +102,20 @@ def test_gaussian_noise_is_at_the_distance_the_projections_say():
     assert value == pytest.approx(1e3 * expected, rel=0.05)
 
 
+def test_points_are_compared_as_they_are():
+    """Points whose two coordinates are independent against points where they correlate by r: along the angle a the
+    variances are 1 and 1 + r sin 2a, and two normal distributions lie sqrt(2/pi) times their deviations apart."""
+    correlation = 0.9
+    normal = np.random.default_rng(0).normal(size=(2, 5_000, 2))
+    independent, correlated = normal[0], normal[1] @ np.linalg.cholesky([[1, correlation], [correlation, 1]]).T
+    angles = np.linspace(0, 2 * np.pi, 10_000)
+    apart = np.abs(1 - np.sqrt(1 + correlation * np.sin(2 * angles))).mean()
+    points = [torch.from_numpy(points).float()[:, :, None, None] / 10 for points in (independent, correlated)]
+    level = swd.sliced_wasserstein(*points, generator=generator())[1]
+    assert level.value == pytest.approx(1e3 * math.sqrt(2 / math.pi) * apart, rel=0.05)
+    assert abs(float(level.replicates.mean()) - level.value) < 4 * level.standard_error + 10
+
+
 def test_another_brightness_counts_only_in_the_absolute_distance():
     """A shift by c moves every projection by c / sigma times the sum of a unit vector of d components, whose mean size
     is sqrt(d) Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))."""
