@@ -10,15 +10,14 @@ import pytest
 from private_stack import PrivateStack, forget, small, trained
 
 from genmodels.spec import RunSpec, TrainReport
-from genmodels.stack.services import SERVICES
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """After all others, and where the session's stack is: never do two stacks work at once."""
+    """After all others, and beside those of the session's stack: both mostly wait."""
     ours = [item for item in items if "running" in getattr(item, "fixturenames", ())]
     for item in ours:
-        item.add_marker(pytest.mark.xdist_group("-".join(SERVICES)))
+        item.add_marker(pytest.mark.xdist_group("faults"))
     yield
     items.sort(key=ours.__contains__)
 
