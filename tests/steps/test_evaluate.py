@@ -459,7 +459,7 @@ def test_tasks_of_the_cluster_find_what_one_process_finds(stack: Settings):
     store().put_record(f"{folder('evaluate', spec)}/spec.json", spec)
     address = store().uri(f"{folder('evaluate', spec)}/spec.json")
     spread = "from genmodels.steps import evaluate as step; step.FEW_PIXELS = 0"
-    judge = f"from genmodels.cli import read_spec; step.evaluate(read_spec('{address}'), ray=True)"
+    judge = f"from genmodels.cli.steps import read_spec; step.evaluate(read_spec('{address}'), ray=True)"
     job = Job("evaluate", spec, 1, RayJobs())
     job.cluster.submit(job.id, f'python -c "{spread}; {judge}"', {})
     list(job.follow())

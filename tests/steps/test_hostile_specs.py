@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genmodels.cli import read_spec
+from genmodels.cli.steps import read_spec
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.jobs import Job, RayJobs
 from genmodels.models import MODELS
