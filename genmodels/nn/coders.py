@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Architecture = Literal["dense", "convolutional"]
 
@@ -34,10 +35,17 @@ def decoder(
         layers = dense([code, *reversed(hidden), channels * resolution**2])
         return nn.Sequential(*layers, nn.Unflatten(1, (channels, resolution, resolution)))
     maps, side = _pyramid(resolution, width)
-    layers = [nn.Linear(code, maps[-1] * side**2), nn.Unflatten(1, (maps[-1], side, side)), nn.ReLU()]
+    layers = [nn.Linear(code, maps[-1] * side**2), _ToMaps(1, (maps[-1], side, side)), nn.ReLU()]
     for wider, wide in pairwise(reversed(maps)):
         layers += [nn.ConvTranspose2d(wider, wide, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+
+
+class _ToMaps(nn.Unflatten):
+    """Channels last, as transposed convolutions give back what they get: they take half the time so on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).contiguous(memory_format=torch.channels_last)
 
 
 def dense(sizes: Sequence[int]) -> nn.Sequential:
