@@ -268,8 +268,9 @@ class EvaluationReport(Judgement):
       `density_E`, `coverage_E`, `ms_ssim_N_scales`, `training_distance_ratio`; of labelled data `modes_E`, how many
       classes are among the samples, and `mode_divergence_E`, of their histogram from the real one in nats; of points
       instead `modes` and `high_quality`, the share of samples near a class's centre, and no MS-SSIM;
-      `label_agreement_E` of a model that is told the class. Of translations `sliced_wasserstein_absolute`, alone and
-      `_untranslated`; with the ending `_to_D` that of each R and what is named after E; `cycle_error_D`.
+      `label_agreement_E` of a model that is told the class. Of points and of translations
+      `sliced_wasserstein_absolute`; of translations also `_untranslated`, with the ending `_to_D` that of each R and
+      what is named after E, and `cycle_error_D`.
     - representation: `reconstruction_psnr`, `reconstruction_ssim` and `reconstruction_fid_E`, of the held-out images
       against these; `linear_probe_accuracy` and `nearest_neighbour_accuracy`, both also `_of_pixels`, `prior_mmd`,
       `active_units`, `perceptual_path_length_E`; where factors are known `mig`, `sap`, `factor_vae_score`,

@@ -18,7 +18,7 @@ from genmodels.nn.structural_similarity import scales
 
 SEED = 0
 PRIMARY = "sliced_wasserstein"  # needs no weights, so every data set has it
-ABSOLUTE = "sliced_wasserstein_absolute"  # the same, but a change of colour counts
+ABSOLUTE = "sliced_wasserstein_absolute"  # the same, but a change of colour, or of place, counts
 
 
 def likeness(

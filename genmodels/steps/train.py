@@ -241,13 +241,14 @@ class Watch:
         self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
-        """Sliced Wasserstein distance of a few images to held-out ones; of translations with their colours."""
+        """Sliced Wasserstein distance of a few images to held-out ones: of translations with their colours, of points
+        where they lie."""
         generator = torch.Generator().manual_seed(0)
         scores = []
         with engine.previewing() as model:
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
                 sets = real[: len(made)].cpu(), made.cpu()
-                absolute = isinstance(model, Translates)
+                absolute = isinstance(model, Translates) or real.shape[-1] == 1
                 distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
                 scores.append(mean(list(distances.values())).value)
         return sum(scores) / len(scores) if scores else None

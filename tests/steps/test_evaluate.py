@@ -137,8 +137,8 @@ def test_points_are_judged_by_their_coordinates_and_not_rounded(s3: Settings, mo
     monkeypatch.setattr(step, "load_trained", load_memory)
     report = evaluate(spec)
     assert [metric.name for metric in report.metrics] == [
-        "sliced_wasserstein",
-        "sliced_wasserstein_1",
+        "sliced_wasserstein_absolute",
+        "sliced_wasserstein_absolute_1",
         "fid_coordinates",
         "kid_coordinates",
         "precision_coordinates",
@@ -150,6 +150,7 @@ def test_points_are_judged_by_their_coordinates_and_not_rounded(s3: Settings, mo
         "training_distance_ratio",
         "perceptual_path_length_coordinates",
     ]
+    assert report.primary == "sliced_wasserstein_absolute"
     modes, high_quality = report.metric("modes"), report.metric("high_quality")
     assert (modes.value, modes.floor, modes.low, modes.untrained) == (8, 8, 8, 0)
     assert high_quality.value == pytest.approx(1 - math.exp(-4.5), abs=0.008)

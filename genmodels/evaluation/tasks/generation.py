@@ -36,7 +36,6 @@ class Sampling(Task):
     whether they are of their class."""
 
     kind = "samples"
-    primary = measures.PRIMARY
 
     def __init__(self, model: GenerativeModel, manifest: Manifest, dataset: Dataset, extractors: Sequence[Extractor]):
         self.train, test = dataset.table("train"), dataset.table("test")
@@ -46,6 +45,7 @@ class Sampling(Task):
         self.extractors = extractors
         self.frequencies = _frequencies(self.train, manifest.classes) if manifest.classes > 1 else None
         self.mixture = _mixture(self.train) if manifest.has_points else None
+        self.primary = measures.ABSOLUTE if self.mixture else measures.PRIMARY  # where points lie counts
         self.protocol = _protocol(manifest, extractors) | {
             "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES}
         }
@@ -92,6 +92,7 @@ class Sampling(Task):
             self.extractors,
             frequencies=self.frequencies,
             labels=labels,
+            absolute=bool(self.mixture),
             replicates=replicates,
             progress=progress,
         )
