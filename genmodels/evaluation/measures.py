@@ -36,7 +36,8 @@ def likeness(
     recall, density and coverage, and where it knows classes their modes, and label agreement where there are labels.
 
     Args:
-        real, images: as many real images as judged ones, (N, C, R, R) uint8, under the suffix of their metrics' names.
+        real, images: as many real images as judged ones, (N, C, R, R) uint8, points float32, under the suffix of their
+            metrics' names.
         frequencies: of the real classes, (K,), where there are any.
         labels: the classes, (N,), that the judged images should have.
         progress: told what looks at the images, and how many more it has looked at.
@@ -96,7 +97,7 @@ def protocol(resolution: int, extractors: Sequence[Extractor]) -> dict[str, Any]
         "sliced_wasserstein": {
             "levels": swd.levels(resolution),
             "patch": min(swd.PATCH, resolution),
-            "patches_per_image": swd.PATCHES_PER_IMAGE,
+            "patches_per_image": swd.patches_per_image(resolution),
             "directions": swd.DIRECTIONS,
             "repeats": swd.REPEATS,
         },

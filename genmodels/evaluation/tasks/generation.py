@@ -50,6 +50,7 @@ class Sampling(Task):
             "training_distance": {"side": memorisation.side(manifest.resolution), "most": memorisation.MOST_IMAGES}
         }
         if self.mixture:
+            self.protocol["sliced_wasserstein"] |= {"standardised": "as the held-out points"}
             self.protocol["modes"] = f"within {modes.DEVIATIONS} deviations of a class of the training points"
         elif self.frequencies is not None:
             self.protocol["modes"] = "classes of the training images"
