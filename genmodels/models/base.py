@@ -263,6 +263,10 @@ class GenerativeModel(nn.Module):
         """The networks by name, for parameter counts."""
         return {name: module for name, module in self.named_children() if any(True for _ in module.parameters())}
 
+    def counted(self) -> dict[str, nn.Module]:
+        """The networks whose passes `least_flops` is told, and parts of them where it needs those."""
+        return self.networks()
+
     def least_flops(self, passes: Mapping[str, Passes]) -> float | None:
         """FLOPs per image that a step's updates cannot do without, given what the passes of each network take; None if
         the model does not say. `bench` prints it beside what was counted."""
@@ -277,7 +281,7 @@ class GenerativeModel(nn.Module):
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """From the shards' bytes on the device to what the losses take; uint8 images become [-1, 1]."""
-        return {name: scaled(value) if value.dtype == torch.uint8 else value for name, value in batch.items()}
+        return {name: scaled(value) for name, value in batch.items()}
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -135,9 +135,9 @@ class InfoGAN(gan.GAN):
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     title = "InfoGAN"
 
-    def networks(self) -> dict[str, nn.Module]:
+    def counted(self) -> dict[str, nn.Module]:
         """Q's own layers beside the discriminator that they are part of."""
-        return super().networks() | {"recognition": self.discriminator.get_submodule("recognition")}
+        return self.networks() | {"recognition": self.discriminator.get_submodule("recognition")}
 
     def least_flops(self, passes: Mapping[str, Passes]) -> float:
         """The codes of real images are not asked for."""

@@ -131,7 +131,8 @@ class _Passes:
 
     def __init__(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]):
         x, *rest = args
-        self.input = x.detach()
+        x = x.detach()  # in bf16 only under autocast, in which a layer is given what the one before it made
+        self.input = x.float() if x.is_floating_point() else x
         self.network = partial(lambda x, **more: network(x, *rest, **more), **kwargs)
         self.weights = list(network.parameters())
 
@@ -177,7 +178,7 @@ def _flops(engine: Engine) -> tuple[float, dict[str, _Passes]]:
     interval = max(update.interval_steps for update in engine.model.updates(engine.stage))
     passes: dict[str, _Passes] = {}
     with ExitStack() as stack:
-        for name, network in engine.model.networks().items():
+        for name, network in engine.model.counted().items():
 
             def note(network: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 if name not in passes:

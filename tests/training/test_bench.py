@@ -6,6 +6,7 @@ import pytest
 
 from genmodels.models import build
 from genmodels.models.base import DataInfo
+from genmodels.spec import TrainingSpec
 from genmodels.training.bench import BenchReport, bench
 
 LABELLED = {"resolution": 8, "latent": 8, "batch_images": 4, "discriminator_steps": 1}
@@ -41,6 +42,14 @@ def test_what_was_counted_is_never_less_than_the_least(name: str, config: dict[s
     report = benched(name, **config)
     assert report.least_flops_per_image is not None
     assert 0 < report.least_flops_per_image <= report.flops_per_image
+
+
+def test_a_precision_changes_no_count():
+    """InfoGAN's Q is a part of the discriminator whose passes are counted alone, and which is given bf16."""
+    model = build("infogan", SMALL["infogan"], DataInfo(channels=3), seed=0)
+    bf16, fp32 = (bench("infogan", model, steps=1, training=TrainingSpec(precision=p)) for p in ("bf16", "fp32"))
+    assert bf16.flops_per_image == fp32.flops_per_image
+    assert bf16.least_flops_per_image == fp32.least_flops_per_image
 
 
 @pytest.mark.parametrize("steps", [1, 4])
