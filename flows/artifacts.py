@@ -145,7 +145,7 @@ class Live:
     def _publish_losses(self) -> None:
         if (progress := self._progress) is None:
             return
-        rows = [{"loss": name, "value": f"{value:.5g}"} for name, value in progress.values.items()]
+        rows = [{"term": name, "value": f"{value:.5g}"} for name, value in progress.values.items()]
         description = f"{self.spec.model} on {self.spec.dataset} after {progress.done:,} images; their curves: MLflow"
         if self._losses_id is None:
             self._losses_id = cast(UUID, create_table_artifact(rows, artifact_key("losses", self.spec), description))

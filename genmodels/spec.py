@@ -25,6 +25,11 @@ def name_of_dataset(dataset: str) -> str:
     return "".join(c if c.isalnum() or c in "_-" else "_" for c in dataset.lower()).strip("_")
 
 
+def is_points(resolution: int) -> bool:
+    """Whether data of that resolution are points: float32 images of one pixel, whose channels are the coordinates."""
+    return resolution == 1
+
+
 class Record(BaseModel):
     """Base of everything that travels between processes: immutable, and strict about names."""
 

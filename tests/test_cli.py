@@ -142,7 +142,7 @@ def test_models_and_datasets_are_listed() -> None:
     assert models["progressive_gan"]["density"] == models["cyclegan"]["density"] == "implicit"
     assert models["progressive_gan"]["capabilities"] == ["sample"]
     assert models["cyclegan"]["capabilities"] == ["translate"]
-    assert models["cyclegan"]["kind"] == "unpaired"
+    assert models["cyclegan"]["kinds"] == ["unpaired"]
     datasets = json.loads(genmodels("datasets", "--json").stdout.splitlines()[-1])
     assert sum(datasets["digits"]["counts"].values()) == 1797
     assert datasets["mnist"]["counts"] == {"train": 60_000, "test": 10_000}

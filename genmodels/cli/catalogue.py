@@ -22,7 +22,7 @@ def models(as_json: AsJson = False) -> None:
     listed = {
         name: {
             "title": model.title,
-            "kind": "unpaired" if model.unpaired else "images" + ", points" * model.Config.learns_points,
+            "kinds": ["unpaired"] if model.unpaired else ["images", *["points"] * model.Config.learns_points],
             "density": str(model.density),
             "capabilities": [method for method in CAPABILITIES if hasattr(model, method)],
             "presets": list(model.Config.presets),

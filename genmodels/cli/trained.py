@@ -111,7 +111,7 @@ def drawing(model_uri: str, out: Path) -> Iterator[Callable[..., None]]:
     from genmodels.terminal import console, working
 
     with working(f"drawing from {model_uri}"):
-        yield lambda images, columns: save(grid(images, columns=columns), out)
+        yield lambda images, columns: save(grid(images, columns=columns, rows_apart=True), out)
     console.print(f"The picture is {out}.")
 
 

@@ -12,6 +12,7 @@ from genmodels.data.download import BytesDone, RemoteFile, fetch, locate
 from genmodels.data.examples import Examples, files_of_folder, laid_out, layout, of_arrays, with_held_out
 from genmodels.errors import SpecError
 from genmodels.settings import settings
+from genmodels.spec import is_points
 from genmodels.storage.files import new_folder
 from genmodels.storage.objects import ObjectStore, split_uri
 
@@ -45,7 +46,7 @@ class CatalogueEntry:
     @property
     def kind(self) -> str:
         """images, unpaired for two domains of images, or points, which are images of one pixel."""
-        return "unpaired" if self.unpaired else "points" if self.resolution == 1 else "images"
+        return "unpaired" if self.unpaired else "points" if is_points(self.resolution) else "images"
 
     def identity(self, progress: BytesDone) -> Any:
         """What tells one state of the source from another, as JSON; raises as `fetch` does."""

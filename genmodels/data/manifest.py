@@ -14,7 +14,7 @@ from pydantic import Field
 from genmodels.data import dataset
 from genmodels.errors import DataError
 from genmodels.settings import settings
-from genmodels.spec import Record, digest
+from genmodels.spec import Record, digest, is_points
 from genmodels.storage.files import locked
 from genmodels.storage.objects import store
 
@@ -67,8 +67,8 @@ class Manifest(Record):
 
     @property
     def has_points(self) -> bool:
-        """Whether its images are points: one pixel, whose channels are the coordinates."""
-        return self.resolution == 1
+        """Whether its images are points."""
+        return is_points(self.resolution)
 
     @property
     def factors(self) -> list[str]:

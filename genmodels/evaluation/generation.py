@@ -1,4 +1,4 @@
-"""What a model makes for its evaluation: 8-bit images on the CPU, drawn from one seed, in batches of a fixed size."""
+"""What a model makes for its evaluation, on the CPU as data sets store it, from one seed, in batches of one size."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Translations:
 def samples(
     model: Samples, count: int, *, resolution: int, labels: Tensor | None, progress: Callable[[int], None]
 ) -> Tensor:
-    """`count` images, (count, C, R, R) uint8; of the classes `labels` (count,) where the model takes any.
+    """`count` images, (count, C, R, R) uint8, points float32; of the classes `labels` (count,) where the model
+    takes any.
 
     `progress` is told how many more there are.
     """

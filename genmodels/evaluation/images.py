@@ -4,11 +4,13 @@ pixel, are always float."""
 import torch
 from torch import Tensor
 
+from genmodels.spec import is_points
+
 
 def as_stored(images: Tensor) -> Tensor:
     """What data sets store, and all scores use: uint8 in 0..255, as in a PNG, float images rounded and clipped; points
     as they are."""
-    if images.dtype == torch.uint8 or images.shape[-1] == 1:
+    if images.dtype == torch.uint8 or is_points(images.shape[-1]):
         return images
     return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 

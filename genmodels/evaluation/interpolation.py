@@ -53,8 +53,8 @@ def path_lengths(
 
 @torch.inference_mode()
 def walks(model: FromLatents, count: int, path: Path, *, labels: Tensor | None) -> Tensor:
-    """Images on the way between the first pairs of latents, (count, 9, C, R, R) uint8; of the classes `labels`,
-    (count,), where the model takes any."""
+    """Images on the way between the first pairs of latents, (count, 9, C, R, R) uint8, points float32; of the
+    classes `labels`, (count,), where the model takes any."""
     generator = torch.Generator(device_of(model)).manual_seed(SEED)
     start, end = (model.prior(count, generator=generator) for _ in range(2))
     latents = on_the_way(start, end, path)

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from genmodels.spec import is_points
+
 SHEET_IMAGES, SHEET_POINTS = 64, 2_500
 TILE_PIXELS = 64
 LINE_PIXELS = 2
@@ -26,21 +28,23 @@ COLOURS = (  # of Tableau 10
 )
 
 
-def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int) -> bytes:
+def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int, rows_apart: bool = False) -> bytes:
     """Grids of (N, C, R, R) images side by side under captions, as `grid` draws them."""
     grids = {
-        caption: Image.fromarray(grid(images.permute(0, 2, 3, 1).numpy(), images_per_row).squeeze())
+        caption: grid(images.permute(0, 2, 3, 1).numpy(), images_per_row, rows_apart=rows_apart)
         for caption, images in columns.items()
     }
-    return _captioned(grids)
+    return _captioned({caption: Image.fromarray(drawn.squeeze()) for caption, drawn in grids.items()})
 
 
-def grid(images: np.ndarray, columns: int) -> np.ndarray:
+def grid(images: np.ndarray, columns: int, *, rows_apart: bool = False) -> np.ndarray:
     """(N, H, W, C) uint8 as one picture with white lines between them; small images are enlarged by whole pixels. Of
-    points, float32 (N, 1, 1, 2), it is a plot from -1 to 1."""
-    if images.shape[1] == 1:
+    points, float32 (N, 1, 1, 2), it is a plot from -1 to 1, with a colour for each row if these are to be told apart.
+    """
+    if is_points(images.shape[1]):
         plot = Image.new("RGB", (PLOT_PIXELS, PLOT_PIXELS), "white")
-        _dots(ImageDraw.Draw(plot), torch.from_numpy(images).flatten(1) / 2, [COLOURS[0]] * len(images))
+        colours = [COLOURS[i // columns % len(COLOURS) if rows_apart else 0] for i in range(len(images))]
+        _dots(ImageDraw.Draw(plot), torch.from_numpy(images).flatten(1) / 2, colours)
         return np.asarray(plot)
     zoom = math.ceil(TILE_PIXELS / images.shape[2])
     tiles = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -54,7 +58,7 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 def samples_shown(resolution: int) -> int:
     """How many samples a picture shows."""
-    return SHEET_POINTS if resolution == 1 else SHEET_IMAGES
+    return SHEET_POINTS if is_points(resolution) else SHEET_IMAGES
 
 
 def traversals(decode: Callable[[Tensor], Tensor], codes: Tensor) -> bytes:

@@ -27,7 +27,7 @@ from genmodels.models.base import (
 )
 from genmodels.nn.augmentation import moved
 from genmodels.nn.batch_norm import has_batch_norms, measuring_standing_statistics
-from genmodels.spec import TrainingSpec
+from genmodels.spec import TrainingSpec, is_points
 
 Critic = Callable[[Tensor], Tensor]  # images -> logits; of the images' own labels, if it is conditional
 WeightedTerms = dict[str, tuple[float, Tensor]]
@@ -59,8 +59,10 @@ class AdversarialConfig(ModelConfig):
         return self
 
     def check(self, training: TrainingSpec) -> None:
-        if self.judged != "images":
+        if self.judged != "images" or is_points(self.resolution):
             super().check(training)
+        if self.consistency_weight and is_points(self.resolution):
+            raise SpecError("consistency_weight shifts images, and points have no pixels to shift; leave it at 0.")
         loss = ADVERSARIAL[self.adversarial_loss]
         if loss.relativistic and training.accumulation > 1:
             raise SpecError(

@@ -33,7 +33,9 @@ def changes(spec: RunSpec) -> str:
     before = store().get_record(f"runs/{newest.tags.get('run_key')}/spec.json", RunSpec)
     if before is None or _configuration(before) != _configuration(spec):
         changed.append("configuration")
-    return f"{' and '.join(changed) or 'something'} changed since version {newest.version}"
+    if not changed:
+        return f"the registration of version {newest.version} did not end"
+    return f"{' and '.join(changed)} changed since version {newest.version}"
 
 
 def differences(before: RunSpec, after: RunSpec) -> dict[str, tuple[str, str]]:

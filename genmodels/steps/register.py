@@ -11,7 +11,7 @@ from genmodels.data.manifest import Manifest, open_dataset
 from genmodels.errors import SpecError
 from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
-from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport
+from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport, is_points
 from genmodels.steps.changes import differences
 from genmodels.steps.reports import folder, load_report, report_key, save_report
 from genmodels.steps.train import load_trained
@@ -247,7 +247,7 @@ def describe(
         pictures="\n".join(pictures),
         name=name,
         call=call[facts["kind"]],
-        dtype="float32" if facts["resolution"] == 1 else "uint8",
+        dtype="float32" if is_points(facts["resolution"]) else "uint8",
     )
     while len(described := text(rows="\n".join(rows))) > MAX_DESCRIPTION_LENGTH and rows:
         rows.pop()

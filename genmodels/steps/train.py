@@ -30,7 +30,7 @@ from genmodels.jobs import started_by, this_job
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
 from genmodels.settings import settings
-from genmodels.spec import Alarm, Progress, RunSpec, TrainReport
+from genmodels.spec import Alarm, Progress, RunSpec, TrainReport, is_points
 from genmodels.steps.costs import metered
 from genmodels.steps.reports import (
     ProgressWriter,
@@ -248,7 +248,7 @@ class Watch:
         with engine.previewing() as model:
             for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
                 sets = real[: len(made)].cpu(), made.cpu()
-                absolute = isinstance(model, Translates) or real.shape[-1] == 1
+                absolute = isinstance(model, Translates) or is_points(real.shape[-1])
                 distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
                 scores.append(mean(list(distances.values())).value)
         return sum(scores) / len(scores) if scores else None

@@ -43,7 +43,7 @@ class Contender(Record):
     )
     density: str = Field(description="its class in the taxonomy of Goodfellow (NIPS 2016 tutorial, figure 9)")
     metrics: dict[str, Metric] = Field(description="by column")
-    not_judged: dict[str, str] = Field(description="why an axis was not judged or an extractor not used, by name")
+    not_judged: dict[str, str] = Field(description="why an axis, an extractor or MS-SSIM was not used, by name")
     parameters: dict[str, int] = Field(description="by network; empty where MLflow was not told")
     workers: int
     seconds: float | None = Field(None, description="of training; None where its report is gone")

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
 from genmodels.models.base import Encodes, GenerativeModel, Samples, Translates
 from genmodels.settings import settings
-from genmodels.spec import RunSpec
+from genmodels.spec import RunSpec, is_points
 from genmodels.tracking import exported_model
 from genmodels.tracking.exported_model import load_program
 
@@ -134,7 +134,7 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     size, channels = facts["resolution"], facts["channels"]
-    dtype = np.dtype(np.float32 if size == 1 else np.uint8)  # of points, of images
+    dtype = np.dtype(np.float32 if is_points(size) else np.uint8)
     images = Schema([TensorSpec(dtype, (-1, size, size, channels))])
     ramp = np.linspace(0, 255, size * size * channels).astype(np.uint8).reshape(1, size, size, channels)
     if facts["kind"] == "samples":

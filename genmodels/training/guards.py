@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genmodels.nn.structural_similarity import ms_ssim
-from genmodels.spec import Alarm, GuardSpec
+from genmodels.spec import Alarm, GuardSpec, is_points
 from genmodels.training.engine import NORM
 
 BATCH_PIXELS = 2**18
@@ -142,7 +142,7 @@ class LowDiversity(Guard):
     looks_at_images = True
 
     def measure(self, look: Look) -> float | None:
-        pairs = [pair for pair in look.images if pair[0].shape[-1] > 1]  # points have no structure
+        pairs = [pair for pair in look.images if not is_points(pair[0].shape[-1])]  # points have no structure
         return max((dissimilarity(real) / max(dissimilarity(made), 1e-6) for real, made in pairs), default=None)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from genmodels.evaluation.pictures import (
     CAPTION_PIXELS,
+    COLOURS,
     DOT_PIXELS,
     GREY,
     LINE_PIXELS,
@@ -88,3 +89,11 @@ def test_points_are_dots_of_a_plot():
     sheet = contact_sheet({"real": torch.from_numpy(points).permute(0, 3, 1, 2)}, images_per_row=8)
     shown = np.asarray(Image.open(io.BytesIO(sheet)))[CAPTION_PIXELS:, MARGIN:][:PLOT_PIXELS, :PLOT_PIXELS]
     assert (shown == plot).all()
+
+
+def test_rows_of_points_have_colours_of_their_own():
+    points = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]], np.float32).reshape(4, 1, 1, 2)
+    plot = grid(points, columns=2, rows_apart=True)
+    quarter, half, three_quarters = (PLOT_PIXELS * n // 4 for n in (1, 2, 3))
+    assert tuple(plot[half, quarter]) == tuple(plot[half, three_quarters]) == COLOURS[0]
+    assert tuple(plot[quarter, half]) == tuple(plot[three_quarters, half]) == COLOURS[1]

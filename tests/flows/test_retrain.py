@@ -146,7 +146,7 @@ def test_a_run_says_what_it_cost_and_how_to_do_it_again(stack: Settings, outcome
     trained = load_report("train", spec, TrainReport)
     assert trained
     losses = json.loads(found["losses-progressive-gan-digits"]["data"])
-    assert {row["loss"] for row in losses} == set(trained.losses)
+    assert {row["term"] for row in losses} == set(trained.losses)
     assert metrics["cost/train/device_seconds"] >= 2 * trained.seconds, "of two workers"
     assert metrics["cost/train/bytes_sent"] > 0
     assert metrics["cost/evaluate/bytes_received"] > 0

@@ -68,7 +68,7 @@ def exactly(value: float) -> Estimate:
 
 
 def images_of(table: Table, manifest: Manifest, count: int) -> Tensor:
-    """The images that models are judged by, (count, C, R, R) uint8."""
+    """The images that models are judged by, (count, C, R, R) uint8, points float32."""
     return torch.from_numpy(table.read(f"image@{manifest.resolution}", reals.judged_by(table, count)))
 
 

@@ -164,7 +164,8 @@ class Interpolation(Task):
         for name, path in (("interpolations", interpolation.spherical), ("linear_interpolations", torch.lerp)):
             images = interpolation.walks(model, INTERPOLATIONS, path, labels=labels)
             caption = "from one latent to another"
-            drawn[name] = contact_sheet({caption: images.flatten(0, 1)}, images_per_row=images.shape[1])
+            columns = {caption: images.flatten(0, 1)}
+            drawn[name] = contact_sheet(columns, images_per_row=images.shape[1], rows_apart=True)
         told = next((extractor for extractor in self.extractors if extractor.knows_classes), None)
         if self.labels is None and told and (rows := interpolation.arithmetic(model, told)) is not None:
             caption = "A, B, C and their averages; A - B + C"
