@@ -6,6 +6,7 @@ names the run, its folder in the object store, its Ray jobs and its MLflow run.
 
 import hashlib
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -243,6 +244,11 @@ class Metric(Record):
     def title(self) -> str:
         """The name, with the note behind it."""
         return f"{self.name} ({self.note})" if self.note else self.name
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the value and both ends of its interval are finite."""
+        return all(map(math.isfinite, (self.value, self.low, self.high)))
 
     @property
     def gap_closed(self) -> float | None:

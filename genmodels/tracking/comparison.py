@@ -157,8 +157,15 @@ def places(metrics: Mapping[str, Metric]) -> dict[str, int]:
         gain, noise = gain_and_noise(one, other)
         return gain > noise
 
-    finite = {name: metric for name, metric in metrics.items() if _is_finite(metric)}
+    finite = {name: metric for name, metric in metrics.items() if metric.is_finite}
     return {name: 1 + sum(better(other, metric) for other in finite.values()) for name, metric in finite.items()}
+
+
+def best_first(metric: Metric | None) -> float:
+    """A key that sorts the best first, and last what was not judged or is not finite."""
+    if metric is None or not metric.is_finite:
+        return math.inf
+    return -metric.value if metric.better == "higher" else metric.value
 
 
 def _dataset_of(version: ModelVersion) -> str:
@@ -332,14 +339,5 @@ def _column(name: str, metrics: Mapping[str, Metric], baselines: Mapping[str, di
 
 
 def _by_headlines(contender: Contender, headlines: Sequence[Column]) -> tuple[Any, ...]:
-    """By the first metric of each axis in turn; what was not judged comes last."""
-    key: list[float] = []
-    for column in headlines:
-        metric = contender.metrics.get(column.name)
-        value = math.inf if metric is None or not _is_finite(metric) else metric.value
-        key.append(-value if column.better == "higher" and value < math.inf else value)
-    return (*key, contender.label)
-
-
-def _is_finite(metric: Metric) -> bool:
-    return all(map(math.isfinite, (metric.value, metric.low, metric.high)))
+    """By the first metric of each axis in turn."""
+    return (*(best_first(contender.metrics.get(column.name)) for column in headlines), contender.label)

@@ -18,7 +18,7 @@ from genmodels.settings import settings
 from genmodels.spec import Metric, digest
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.chart import chart
-from genmodels.tracking.comparison import AXES, Axis, Column, Comparison, Contender, Leaderboard
+from genmodels.tracking.comparison import AXES, Axis, Column, Comparison, Contender, Leaderboard, best_first
 from genmodels.tracking.lease import lease
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, log_metrics, run_page, set_tags, the_one_run
@@ -137,7 +137,7 @@ def _axis_table(board: Leaderboard, columns: Sequence[Column]) -> tuple[list[str
     rows: list[list[str]] = []
     for column in columns:
         judged = [contender for contender in board.contenders if column.name in contender.metrics]
-        judged.sort(key=lambda contender: _goodness(contender.metrics[column.name]))
+        judged.sort(key=lambda contender: best_first(contender.metrics[column.name]))
         for contender in judged:
             metric = contender.metrics[column.name]
             gap = "" if metric.gap_closed is None else f"{metric.gap_closed:.1%}"
@@ -218,11 +218,6 @@ def _score(column: Column, contender: Contender) -> str:
         return "–"
     interval = f"[{number(metric.low)}, {number(metric.high)}]"
     return f"{number(metric.value)} {interval} {place(column, contender)}".rstrip() + remark(metric)
-
-
-def _goodness(metric: Metric) -> float:
-    value = metric.value if math.isfinite(metric.value) else math.inf
-    return -value if metric.better == "higher" else value
 
 
 def _numbers(comparison: Comparison) -> dict[str, float]:

@@ -284,7 +284,7 @@ def _primary(scores: EvaluationReport | None) -> Metric | None:
         metric = scores.metric(scores.primary) if scores else None
     except KeyError:
         return None
-    return metric if metric and all(map(math.isfinite, (metric.value, metric.low, metric.high))) else None
+    return metric if metric and metric.is_finite else None
 
 
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:

@@ -192,6 +192,16 @@ def test_every_likelihood_says_whether_it_is_exact_or_a_bound(capsys: pytest.Cap
     assert page.count('class="note"') == 4  # two tables
 
 
+def test_what_is_no_number_is_last_in_the_table_of_its_axis():
+    scores = {"gan": float("nan"), "dcgan": 0.3, "vae": 0.9, "flow": float("inf")}
+    models = [contender(name, metric("recall", score, better="higher")) for name, score in scores.items()]
+    column = Column(name="recall", axis="generation", better="higher", floor=None, baselines={}, places={})
+    board = Leaderboard(protocol={}, columns=[column], contenders=models)
+    table = leaderboard.markdown(Comparison(dataset="many", leaderboards=[board], left_out={}), axes=["generation"])
+    rows = table.partition("### Generation")[2].splitlines()
+    assert [row.split(" | ")[2] for row in rows if " v1 " in row] == ["vae v1", "dcgan v1", "gan v1", "flow v1"]
+
+
 def test_samples_stand_side_by_side_four_in_a_row():
     models = [contender(name, metric("fid", 1.0)) for name in ("gan", "dcgan", "vae", "flow", "sngan", "biggan")]
     column = Column(name="fid", axis="generation", better="lower", floor=None, baselines={}, places={})
