@@ -24,7 +24,7 @@ from prefect.states import Paused
 from pydantic import Field, ValidationError
 
 from flows import steps
-from flows.artifacts import artifact_key, data_uri, number
+from flows.artifacts import artifact_key, data_uri
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.spec import Answer, EvaluationReport, Metric, Record, RunSpec
 from genmodels.storage.objects import MissingObject, store
@@ -192,7 +192,7 @@ def _value(report: EvaluationReport | None, name: str) -> str:
         metric: Metric | None = report.metric(name) if report else None
     except KeyError:
         metric = None
-    return f"{number(metric.value)} [{number(metric.low)}, {number(metric.high)}]" if metric else "–"
+    return metric.with_interval if metric else "–"
 
 
 def _picture(report: EvaluationReport | None) -> str:

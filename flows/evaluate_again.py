@@ -60,4 +60,4 @@ def _primary(report: EvaluationReport | None) -> str:
     if report is None:
         return "none"
     metric = report.metric(report.primary)
-    return f"{metric.name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
+    return f"{metric.name} {metric.with_interval}"

@@ -246,6 +246,11 @@ class Metric(Record):
         return f"{self.name} ({self.note})" if self.note else self.name
 
     @property
+    def with_interval(self) -> str:
+        """The value with its interval: `0.0123 [0.012, 0.0126]`."""
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    @property
     def is_finite(self) -> bool:
         """Whether the value and both ends of its interval are finite."""
         return all(map(math.isfinite, (self.value, self.low, self.high)))

@@ -88,7 +88,7 @@ def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationRepo
 
 
 def _scores(evaluation: EvaluationReport) -> dict[str, str]:
-    return {f"evaluation.{metric.name}": with_interval(metric) for metric in evaluation.metrics}
+    return {f"evaluation.{metric.name}": metric.with_interval for metric in evaluation.metrics}
 
 
 def _guards(trained: TrainReport) -> dict[str, str]:
@@ -220,7 +220,7 @@ def describe(
     rows = [
         f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
         f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} "
-        f"| {with_interval(others[metric.name]) if metric.name in others else '–'} |"
+        f"| {others[metric.name].with_interval if metric.name in others else '–'} |"
         for metric in evaluation.metrics
     ]
     pictures = [
@@ -276,11 +276,6 @@ def _against_champion(
     if scores is None or contradictions(evaluation, scores):
         return f"{against}\n\nThe champion was judged otherwise, so its numbers do not compare.", {}
     return against, {metric.name: metric for metric in scores.metrics}
-
-
-def with_interval(metric: Metric) -> str:
-    """`0.0123 [0.0120, 0.0126]`."""
-    return f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
 
 
 def _text(value: float | None, form: str) -> str:

@@ -211,7 +211,7 @@ def decide(
     if scores is None or metric is None:
         return answer(False, "The challenger has no finite primary metric; evaluate it again.")
     if champion is None:
-        return answer(True, f"There was no champion; {metric.name} is {_with_interval(metric)}.")
+        return answer(True, f"There was no champion; {metric.name} is {metric.with_interval}.")
     other = _primary(champion_scores)
     if champion_scores is None or other is None:
         return answer(
@@ -224,7 +224,7 @@ def decide(
         what = " and ".join(differences)
         return answer(False, f"Judged by another {what} than version {champion.version}; evaluate that again.", other)
     gain, noise = gain_and_noise(metric, other)
-    numbers = f"{metric.name} {_with_interval(metric)} against {_with_interval(other)} of version {champion.version}"
+    numbers = f"{metric.name} {metric.with_interval} against {other.with_interval} of version {champion.version}"
     if gain > noise:
         return answer(True, f"Better beyond the noise: {numbers}; the gain of {gain:.4g} exceeds {noise:.4g}.", other)
     return answer(
@@ -291,7 +291,3 @@ def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> li
     return sorted(
         key for key in ours.keys() | theirs.keys() if json.dumps(ours.get(key)) != json.dumps(theirs.get(key))
     )
-
-
-def _with_interval(metric: Metric) -> str:
-    return f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"

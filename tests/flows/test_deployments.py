@@ -32,7 +32,6 @@ from genmodels.models import MODELS
 from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, RegisterReport, RunSpec
 from genmodels.steps.evaluate import PROTOCOL
-from genmodels.steps.register import with_interval
 from genmodels.steps.reports import folder, load_report, report_key, save_report
 from genmodels.storage.objects import store
 from genmodels.tracking.registry import Registry
@@ -245,7 +244,7 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     assert report.protocol["version"] == PROTOCOL
     assert report.protocol["dataset_digest"] == second.dataset_digest
     told = Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"]
-    assert told == with_interval(report.metric(report.primary))
+    assert told == report.metric(report.primary).with_interval
     assert [row["result"] for row in artifact(stack, "evaluate-again")] == ["judged again", "judged again"]
     key = re.sub(r"[^a-z0-9]+", "-", f"leaderboard-{first.dataset_name}")
     leaderboard = prefect(stack, f"artifacts/{key}/latest")["data"]
