@@ -189,7 +189,6 @@ def retrain_now(
     seed: int = 0,
     workers: int = 1,
     promotion: PromotionBy = "automatic",
-    answer_within_hours: float = 168,
 ) -> Outcome:
     """Run the flow in this process, and show in the terminal (stderr) how it goes.
 
@@ -204,7 +203,7 @@ def retrain_now(
         "workers": workers,
     }
     resolve(**parameters)
-    parameters |= {"promotion": promotion, "answer_within_hours": answer_within_hours}
+    parameters["promotion"] = promotion
     with StepDisplay() as display:
         token = steps.watcher.set(display)
         try:

@@ -23,7 +23,7 @@ from prefect.utilities.urls import url_for
 from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
 from flows.events import Pulse, refused
 from genmodels.errors import GenmodelsError, UnavailableError
-from genmodels.jobs import STARTED_BY, Job, attach_or_submit, stop_job
+from genmodels.jobs import STARTED_BY, Job, RayJobs, attach_or_submit
 from genmodels.spec import (
     Answer,
     EvaluationReport,
@@ -128,7 +128,7 @@ def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
     """Hook: a flow run that is cancelled or crashes takes its Ray job with it; a checkpoint stays."""
     labels = get_client(sync_client=True).read_flow_run(flow_run.id).labels
     if job_id := labels.get(JOB_LABEL):
-        stop_job(str(job_id))
+        RayJobs().stop(str(job_id))
 
 
 def _run(

@@ -45,7 +45,6 @@ class JobInfo(BaseModel):
 
     status: str
     message: str | None = None
-    error_type: str | None = None
     driver_exit_code: int | None = None
 
 
@@ -251,11 +250,6 @@ def latest_job(step: str, spec: RunSpec) -> Job | None:
             break
         found = job
     return found
-
-
-def stop_job(job_id: str) -> None:
-    """Ask a job to end, by its id."""
-    RayJobs().stop(job_id)
 
 
 def this_job() -> dict[str, str]:

@@ -210,12 +210,6 @@ class ObjectStore:
         with self._errors_for_people(self.bucket, upload.key):
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
 
-    def presigned(self, key: str, seconds: int) -> str:
-        """An http address that reads the object without credentials for that long."""
-        return self.client.generate_presigned_url(
-            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
-        )
-
     def get_record(self, key: str, type: type[M]) -> M | None:
         """The JSON object parsed as `type`, or None if there is none."""
         try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,12 +94,6 @@ def test_records_listing_and_deletion(objects: ObjectStore, key: str):
     assert (first.key, first.size, second.key) == (f"{key}/a", 2, f"{key}/b")
     objects.delete([f"{key}/a", f"{key}/b", f"{key}/never was"])
     assert list(objects.list(f"{key}/")) == []
-
-
-def test_a_presigned_address_needs_no_credentials(objects: ObjectStore, key: str):
-    objects.put(key, b"content")
-    with urllib.request.urlopen(objects.presigned(key, 60)) as answer:
-        assert answer.read() == b"content"
 
 
 def test_damaged_bytes_are_noticed(objects: ObjectStore, key: str, tmp_path: Path):
