@@ -21,6 +21,11 @@ class Home(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GENMODELS_")
     home: Path = Path(".genmodels")
 
+    @property
+    def stack_file(self) -> Path:
+        """What `genmodels up` wrote about the local stack; mode 0600, it holds the credentials."""
+        return self.home / "stack.json"
+
 
 class Settings(BaseSettings):
     """Addresses and credentials of the stack a command talks to."""
@@ -58,11 +63,6 @@ class Settings(BaseSettings):
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")
 
     @property
-    def stack_file(self) -> Path:
-        """What `genmodels up` wrote about the local stack; mode 0600, it holds the credentials."""
-        return self.home / "stack.json"
-
-    @property
     def cache(self) -> Path:
         """Folder of node-local copies of shards."""
         return self.cache_dir or self.home / "cache"
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        stack = JsonConfigSettingsSource(settings_cls, json_file=Home().home / "stack.json")
+        stack = JsonConfigSettingsSource(settings_cls, json_file=Home().stack_file)
         return init_settings, env_settings, stack
 
 
@@ -119,5 +119,4 @@ def settings() -> Settings:
         name = "_".join(str(part) for part in first["loc"])
         raise SpecError(f"The setting {name} cannot be what GENMODELS_{name.upper()} says: {first['msg']}.") from None
     except ValueError as error:
-        file = Home().home / "stack.json"
-        raise SpecError(f"{file} is not JSON: {error}; move it away and run `genmodels up`.") from None
+        raise SpecError(f"{Home().stack_file} is not JSON: {error}; move it away and run `genmodels up`.") from None

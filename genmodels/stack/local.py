@@ -48,7 +48,7 @@ class LocalStack:
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = (home or Home().home).absolute()
-        self.file = self.home / "stack.json"
+        self.file = Home(home=self.home).stack_file
 
     def up(self, names: Sequence[str] = SERVICES, on_change: OnChange = lambda name, state, seconds: None) -> Stack:
         """Start what does not run yet and wait until each of `names` answers.
