@@ -93,7 +93,7 @@ class Live:
         self._losses_id: UUID | None = None
         self._progress: Progress | None = None
         self._last, self._images_shown = "starting on Ray", -1
-        self._linked = step != "train"
+        self._linked = False
         self._progress_due, self._samples_due = Every(5), Every(10)
         self._alarms_told = 0
 
@@ -107,17 +107,18 @@ class Live:
         if self._progress_due():
             self._publish_progress(progress.done / max(1, progress.total) if progress else 0.0, self._last)
         if self.step == "train" and self._samples_due():
-            self._publish_samples()
-            self._publish_run()
-            self._publish_losses()
+            self._publish_training()
 
     def finish(self, *, before: bool = False) -> None:
         """Publish what a step has come to that has succeeded, now or `before` this run."""
         self._publish_progress(1.0, "done before" if before else f"done · {self._last}")
         if self.step == "train":
-            self._publish_samples()
-            self._publish_run()
-            self._publish_losses()
+            self._publish_training()
+
+    def _publish_training(self) -> None:
+        self._publish_samples()
+        self._publish_run()
+        self._publish_losses()
 
     @best_effort
     def _publish_progress(self, done: float, description: str) -> None:

@@ -239,8 +239,9 @@ def _started_by() -> str:
         name = client().read_deployment(run.deployment_id).name
     except Exception:  # Prefect is away; accounts are no reason to stop a run
         return str(flow_run.flow_name)
-    by_schedule = run.auto_scheduled and run.created_by
-    return f"{name}, {run.created_by.display_value}" if by_schedule and run.created_by else name
+    if run.auto_scheduled and run.created_by:
+        return f"{name}, {run.created_by.display_value}"
+    return name
 
 
 class _LogRelay:

@@ -246,7 +246,7 @@ class Watch:
         generator = torch.Generator().manual_seed(0)
         scores = []
         with engine.previewing() as model:
-            for real, made in _made(model, self._held_out(engine), SCORE_IMAGES):
+            for real, made in _made(model, self._held_out(engine)):
                 sets = real[: len(made)].cpu(), made.cpu()
                 absolute = isinstance(model, Translates) or is_points(real.shape[-1])
                 distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
@@ -277,20 +277,18 @@ class Watch:
         return {domain: scaled(value.to(engine.device)) for domain, value in images.items()}
 
 
-def _made(
-    model: GenerativeModel, held_out: Mapping[str, torch.Tensor], count: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _made(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Held-out images, and what the model makes that should look like them."""
     if isinstance(model, Samples):
-        real = held_out[""][:count]
+        real = held_out[""]
         generator = torch.Generator(real.device).manual_seed(0)
         yield real, model.sample(len(real), generator=generator)
     elif isinstance(model, Translates):
         for source, target in permutations(model.domains, 2):
-            sources = held_out[source][: min(count, len(held_out[target]))]
+            sources = held_out[source][: len(held_out[target])]
             yield held_out[target], model.translate(sources, target)
     elif isinstance(model, Encodes):
-        real = held_out[""][:count]
+        real = held_out[""]
         yield real, model.decode(model.encode(real))
 
 
