@@ -12,8 +12,7 @@ from flows.artifacts import models_side_by_side
 from genmodels.errors import GenmodelsError
 from genmodels.spec import EvaluationReport, RunSpec
 from genmodels.steps.register import tell_scores
-from genmodels.storage.objects import store
-from genmodels.tracking.promotion import evaluation_of
+from genmodels.tracking.promotion import evaluation_of, spec_of
 from genmodels.tracking.registry import ModelVersion, Registry
 
 
@@ -28,14 +27,13 @@ def evaluate_again(registered_model: str | None = None) -> State:
     try:
         registry = Registry()
         versions = registry.versions(f"name = '{registered_model}'" if registered_model else "")
-        specs = {version.uri: store().get_record(f"runs/{version.tags['run_key']}/spec.json", RunSpec)
-                 for version in versions if "run_key" in version.tags}  # fmt: skip
-        rows = [_row(version, spec, registry) for version in versions if (spec := specs.get(version.uri))]
+        known = [(version, spec) for version in versions if (spec := spec_of(version))]
+        rows = [_row(version, spec, registry) for version, spec in known]
     except GenmodelsError as error:
         return Failed(message=str(error), data=error)
     if rows:
         create_table_artifact(rows, "evaluate-again", "The primary metric of each registered version")
-    for dataset in sorted({version.name.partition(".")[2] for version in versions if specs.get(version.uri)}):
+    for dataset in sorted({version.dataset for version, _ in known}):
         models_side_by_side(dataset)
     failed = [row["version"] for row in rows if row["result"] == "failed"]
     if failed:

@@ -172,6 +172,11 @@ class RunSpec(Record):
         return name_of_dataset(self.dataset)
 
     @property
+    def registered_name(self) -> str:
+        """The name of its registered model in MLflow, MODEL.DATASET."""
+        return f"{self.model}.{self.dataset_name}"
+
+    @property
     def run_key(self) -> str:
         """Digest of all that decides the weights; raises SpecError before the data are prepared."""
         if self.dataset_digest is None:

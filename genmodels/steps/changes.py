@@ -3,8 +3,8 @@
 from genmodels.spec import RegisterReport, RunSpec
 from genmodels.steps.prepare import prepared
 from genmodels.steps.reports import load_report
-from genmodels.storage.objects import store
 from genmodels.tracking.comparison import leaves
+from genmodels.tracking.promotion import spec_of
 from genmodels.tracking.registry import ModelVersion, Registry
 
 
@@ -17,12 +17,12 @@ def registered(spec: RunSpec) -> ModelVersion | None:
     bound = spec.with_dataset(report.dataset_digest)
     if load_report("register", bound, RegisterReport) is None:
         return None
-    return next(iter(Registry().of_run(_name(spec), bound.run_key)), None)
+    return next(iter(Registry().of_run(spec.registered_name, bound.run_key)), None)
 
 
 def changes(spec: RunSpec) -> str:
     """Why `registered` finds none, in words: what differs from the newest version of the same model and data set."""
-    versions = Registry().versions(f"name = '{_name(spec)}'")
+    versions = Registry().versions(f"name = '{spec.registered_name}'")
     if not versions:
         return f"{spec.model} was never registered for {spec.dataset}"
     newest = versions[-1]
@@ -30,7 +30,7 @@ def changes(spec: RunSpec) -> str:
     changed = [] if report and report.dataset_digest == newest.tags.get("dataset_digest") else ["data"]
     if spec.code_version != newest.tags.get("code_version"):
         changed.append("code")
-    before = store().get_record(f"runs/{newest.tags.get('run_key')}/spec.json", RunSpec)
+    before = spec_of(newest)
     if before is None or _configuration(before) != _configuration(spec):
         changed.append("configuration")
     if not changed:
@@ -49,10 +49,6 @@ def differences(before: RunSpec, after: RunSpec) -> dict[str, tuple[str, str]]:
     old, new = facts(before), facts(after)
     names = [*new, *(name for name in old if name not in new)]
     return {name: (old.get(name, "–"), new.get(name, "–")) for name in names if old.get(name) != new.get(name)}
-
-
-def _name(spec: RunSpec) -> str:
-    return f"{spec.model}.{spec.dataset_name}"
 
 
 def _configuration(spec: RunSpec) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
 from genmodels.tracking.comparison import contradictions
-from genmodels.tracking.promotion import evaluation_of
+from genmodels.tracking.promotion import evaluation_of, spec_of
 from genmodels.tracking.registry import ModelVersion, Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder
@@ -49,9 +49,9 @@ def register(spec: RunSpec) -> RegisterReport:
         _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
     _log_pictures(run_id, spec, evaluation, trained.images_shown, server)
 
-    registry, name = Registry(server), f"{spec.model}.{spec.dataset_name}"
+    registry = Registry(server)
     version = registry.add(
-        name,
+        spec.registered_name,
         model_id=model["model_id"],
         run_id=run_id,
         tags=_traces(run_id, server) | _scores(evaluation) | _guards(trained),
@@ -60,12 +60,12 @@ def register(spec: RunSpec) -> RegisterReport:
     )
     if before:
         tell_scores(spec, version, evaluation)
-    registry.set_alias(name, "challenger", version.version)
+    registry.set_alias(version.name, "challenger", version.version)
     _register_classifier(spec)
     report = RegisterReport(
         evaluation=spec.evaluation,
         run_key=spec.run_key,
-        name=name,
+        name=version.name,
         version=version.version,
         model_uri=version.uri,
         mlflow_run_id=run_id,
@@ -215,8 +215,7 @@ def describe(
 ) -> str:
     """The version's page in markdown: what it is, what changed against the champion, its numbers, its pictures, how to
     load it and how to roll back. The last of many numbers may not fit; MLflow shows them among the run's metrics."""
-    name = f"{spec.model}.{spec.dataset_name}"
-    against, others = _against_champion(spec, evaluation, name, registry)
+    against, others = _against_champion(spec, evaluation, registry)
     rows = [
         f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
         f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} "
@@ -245,7 +244,7 @@ def describe(
         licence=manifest.licence if manifest else "unknown",
         against=against,
         pictures="\n".join(pictures),
-        name=name,
+        name=spec.registered_name,
         call=call[facts["kind"]],
         dtype="float32" if is_points(facts["resolution"]) else "uint8",
     )
@@ -254,17 +253,15 @@ def describe(
     return described
 
 
-def _against_champion(
-    spec: RunSpec, evaluation: EvaluationReport, name: str, registry: Registry
-) -> tuple[str, dict[str, Metric]]:
+def _against_champion(spec: RunSpec, evaluation: EvaluationReport, registry: Registry) -> tuple[str, dict[str, Metric]]:
     """What changed against the champion of this moment, in words, and the champion's metrics if they compare."""
     try:
-        champion = registry.aliased(name, "champion")
+        champion = registry.aliased(spec.registered_name, "champion")
     except SpecError:  # the first version of all
         champion = None
     if champion is None:
         return "There was no champion to compare it with.", {}
-    before = store().get_record(f"runs/{champion.tags.get('run_key')}/spec.json", RunSpec)
+    before = spec_of(champion)
     if before and before.run_key == spec.run_key:
         return "It is the champion.", {}
     if before is None:

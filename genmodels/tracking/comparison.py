@@ -128,10 +128,10 @@ def compare(dataset: str, *, every_version: bool = False) -> Comparison:
         SpecError: if no model of that data set is registered.
     """
     registry, dataset = Registry(), name_of_dataset(dataset)
-    models = [version for version in registry.versions() if not version.name.startswith("classifier.")]
-    versions = [version for version in models if _dataset_of(version) == dataset]
+    models = [version for version in registry.versions() if version.model != "classifier"]
+    versions = [version for version in models if version.dataset == dataset]
     if not versions:
-        raise unknown("data set with registered models", dataset, sorted({_dataset_of(version) for version in models}))
+        raise unknown("data set with registered models", dataset, sorted({version.dataset for version in models}))
     entered: list[tuple[Contender, EvaluationReport]] = []
     left_out: dict[str, str] = {}
     aliases = {name: registry.aliases(name) for name in {version.name for version in versions}}
@@ -168,10 +168,6 @@ def best_first(metric: Metric | None) -> float:
     return -metric.value if metric.better == "higher" else metric.value
 
 
-def _dataset_of(version: ModelVersion) -> str:
-    return version.name.partition(".")[2]
-
-
 def _chosen(versions: Sequence[ModelVersion], aliases: Mapping[str, Mapping[str, str]]) -> list[ModelVersion]:
     """Of each registered model the champion, or the newest version."""
     newest = {version.name: str(version.version) for version in versions}  # the newest one of a name comes last
@@ -197,7 +193,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         "name": version.name,
         "version": version.version,
         "aliases": aliases,
-        "model": version.name.partition(".")[0],
+        "model": version.model,
         **{key: facts.get(key) for key in ("preset", "seed", "workers", "density")},
         "settings": {key: str(value) for key, value in leaves(spec.config).items()} if spec else {},
         "metrics": _by_column(report),

@@ -50,8 +50,8 @@ def promote(spec: RunSpec) -> Promotion:
     champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`. A version that a
     person took out of that place (`appoint`) stays out.
     """
-    registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
-    with lease(f"champion/{name}"):
+    registry = Registry()
+    with lease(f"champion/{spec.registered_name}"):
         proposal = _proposal(spec, registry)
         if proposal.settled:
             return proposal.settled
@@ -72,8 +72,8 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
     now, or if the version has collapsed. The answer goes into the version's tags with the name that was claimed, before
     an alias moves.
     """
-    registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
-    with lease(f"champion/{name}"):
+    registry = Registry()
+    with lease(f"champion/{spec.registered_name}"):
         proposal = _proposal(spec, registry)
         if proposal.settled:
             return proposal.settled
@@ -100,7 +100,7 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
 
 
 def _proposal(spec: RunSpec, registry: Registry) -> Proposal:
-    name = f"{spec.model}.{spec.dataset_name}"
+    name = spec.registered_name
     if not (versions := registry.of_run(name, spec.run_key)):
         raise SpecError(
             f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered: `register` it first."
@@ -181,6 +181,12 @@ def evaluation_of(version: ModelVersion, registry: Registry) -> EvaluationReport
         return EvaluationReport.model_validate_json(store().read(registry.model_tags(version)["evaluation"]))
     except (KeyError, MissingObject):
         return None
+
+
+def spec_of(version: ModelVersion) -> RunSpec | None:
+    """The spec that a version was made from, if it can still be read."""
+    run_key = version.tags.get("run_key")
+    return store().get_record(f"runs/{run_key}/spec.json", RunSpec) if run_key else None
 
 
 def decide(

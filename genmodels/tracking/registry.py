@@ -41,6 +41,16 @@ class ModelVersion:
         """Its address, models:/NAME/VERSION."""
         return f"models:/{self.name}/{self.version}"
 
+    @property
+    def model(self) -> str:
+        """The first part of its name, MODEL.DATASET."""
+        return self.name.partition(".")[0]
+
+    @property
+    def dataset(self) -> str:
+        """The second part of its name; empty if there is none."""
+        return self.name.partition(".")[2]
+
 
 class Registry:
     """The registered models of the MLflow server of the settings."""
