@@ -26,7 +26,7 @@ def evaluate_again(registered_model: str | None = None) -> State:
     """
     try:
         registry = Registry()
-        versions = registry.versions(f"name = '{registered_model}'" if registered_model else "")
+        versions = registry.versions(registered_model or "")
         known = [(version, spec) for version in versions if (spec := spec_of(version))]
         rows = [_row(version, spec, registry) for version, spec in known]
     except GenmodelsError as error:

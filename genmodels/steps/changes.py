@@ -17,12 +17,12 @@ def registered(spec: RunSpec) -> ModelVersion | None:
     bound = spec.with_dataset(report.dataset_digest)
     if load_report("register", bound, RegisterReport) is None:
         return None
-    return next(iter(Registry().of_run(spec.registered_name, bound.run_key)), None)
+    return next(iter(Registry().versions(spec.registered_name, bound.run_key)), None)
 
 
 def changes(spec: RunSpec) -> str:
     """Why `registered` finds none, in words: what differs from the newest version of the same model and data set."""
-    versions = Registry().versions(f"name = '{spec.registered_name}'")
+    versions = Registry().versions(spec.registered_name)
     if not versions:
         return f"{spec.model} was never registered for {spec.dataset}"
     newest = versions[-1]

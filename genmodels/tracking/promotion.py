@@ -101,7 +101,7 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
 
 def _proposal(spec: RunSpec, registry: Registry) -> Proposal:
     name = spec.registered_name
-    if not (versions := registry.of_run(name, spec.run_key)):
+    if not (versions := registry.versions(name, spec.run_key)):
         raise SpecError(
             f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not registered: `register` it first."
         )

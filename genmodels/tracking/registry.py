@@ -75,21 +75,28 @@ class Registry:
             answer = self.server.get("model-versions/get", name=name, version=number)
         except MissingEntity:
             self.aliases(name)  # raises for an unknown model
-            versions = self.versions(f"name = '{name}'")
+            versions = self.versions(name)
             raise unknown(f"version of {name}", str(number), [str(entry.version) for entry in versions]) from None
         return self._version(answer["model_version"])
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """The number of the version that each alias of a registered model points to; SpecError if there is no model."""
+        try:
+            model = self.server.get("registered-models/get", name=name)["registered_model"]
+        except MissingEntity:
+            models = self.server.get("registered-models/search").get("registered_models", [])
+            raise unknown("registered model", name, [model["name"] for model in models]) from None
+        return {entry["alias"]: entry["version"] for entry in model.get("aliases", [])}
 
     def aliased(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias of a registered model points to, or None."""
         number = self.aliases(name).get(alias)
         return self.find(f"models:/{name}/{number}") if number else None
 
-    def of_run(self, name: str, run_key: str) -> list[ModelVersion]:
-        """The versions that were registered for a run key, the first one first."""
-        return self.versions(f"name = '{name}' AND tags.run_key = '{run_key}'")
-
-    def versions(self, filter: str = "") -> list[ModelVersion]:
-        """All versions that MLflow's `filter` lets through, by name, the first one first."""
+    def versions(self, name: str = "", run_key: str = "") -> list[ModelVersion]:
+        """All versions, or those of a registered model, of a run key, or of both; by name, the first one first."""
+        wanted = {"name": name, "tags.run_key": run_key}
+        filter = " AND ".join(f"{key} = '{value}'" for key, value in wanted.items() if value)
         found: list[ModelVersion] = []
         page: dict[str, Any] = {}
         while True:
@@ -107,7 +114,7 @@ class Registry:
         MLflow numbers versions in the order in which they are made, so if a second one is made (by another process,
         or because an answer was lost) whoever made it sees the first, and the first is the one that stays.
         """
-        if not (versions := self.of_run(name, tags["run_key"])):
+        if not (versions := self.versions(name, tags["run_key"])):
             with suppress(EntityExists):
                 self.server.post("registered-models/create", name=name, description=summary)
             self.server.post(
@@ -119,7 +126,7 @@ class Registry:
                 description=description,
                 tags=[{"key": key, "value": value} for key, value in tags.items()],
             )
-            versions = self.of_run(name, tags["run_key"])
+            versions = self.versions(name, tags["run_key"])
         first, *others = versions
         for other in others:
             self.server.send(
@@ -180,15 +187,6 @@ class Registry:
             aliases=answer.get("aliases", []),
             created=datetime.fromtimestamp(int(answer["creation_timestamp"]) / 1000, UTC),
         )
-
-    def aliases(self, name: str) -> dict[str, str]:
-        """The number of the version that each alias of a registered model points to; SpecError if there is no model."""
-        try:
-            model = self.server.get("registered-models/get", name=name)["registered_model"]
-        except MissingEntity:
-            models = self.server.get("registered-models/search").get("registered_models", [])
-            raise unknown("registered model", name, [model["name"] for model in models]) from None
-        return {entry["alias"]: entry["version"] for entry in model.get("aliases", [])}
 
 
 def load(model_uri: str) -> Any:
@@ -275,7 +273,7 @@ def register_extractor(
             classifier, resolution=resolution, channels=channels, classes=classes, folder=folder
         )
         key = digest([dataset_digest, facts["files"]])
-        if versions := registry.of_run(name, key):
+        if versions := registry.versions(name, key):
             return versions[0]
         tags = {"run_key": key, "dataset_digest": dataset_digest, "accuracy": f"{accuracy:.4f}"}
         model_id = packaging.log(folder, facts, name=f"classifier-{dataset}", experiment=dataset, tags=tags)

@@ -196,7 +196,7 @@ def assert_clean(private: PrivateStack, spec: RunSpec, quiet: TrainReport | None
     _assert_all_metrics_once(spec)
     if whole:
         registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
-        [version] = registry.of_run(name, spec.run_key)
+        [version] = registry.versions(name, spec.run_key)
         assert version.tags["gate.verdict"] in {"promoted", "refused"}
         assert registry.aliased(name, "champion")
     wait_for(lambda: not running_jobs(), PATIENCE)

@@ -55,7 +55,7 @@ def test_two_at_once_and_a_lost_report_make_one_version(tracking: Settings):
     assert reports[0].version == reports[1].version
     store().delete([report_key("register", spec)])
     assert register(spec).version == reports[0].version
-    assert len(Registry().of_run(reports[0].name, spec.run_key)) == 1
+    assert len(Registry().versions(reports[0].name, spec.run_key)) == 1
     history = TrackingServer().get(
         "metrics/get-history", run_id=find_run(spec), metric_key="evaluation/sliced_wasserstein_8"
     )
