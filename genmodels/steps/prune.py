@@ -21,7 +21,6 @@ from genmodels.data.manifest import Manifest
 from genmodels.spec import PrepareReport, PruneReport, TrainReport
 from genmodels.storage.objects import ObjectInfo, ObjectStore, store
 from genmodels.tracking.registry import Registry
-from genmodels.tracking.rest import MissingEntity
 
 CHECKPOINT = re.compile(r"runs/([0-9a-f]{64})/(?:checkpoints|ray)/.*")  # what Ray itself keeps of a training as well
 RAW = re.compile(r"raw/([0-9a-f]{64})")
@@ -100,16 +99,11 @@ def _unfinished_datasets(store: ObjectStore, before: datetime) -> Iterator[Objec
 def _staged_models(store: ObjectStore, before: datetime, registry: Registry, needed: set[str]) -> Iterator[ObjectInfo]:
     """Files of models that MLflow does not know as whole. Whatever a version points to is needed, whole or not."""
     for model_id, objects in _grouped(store.list("mlflow/"), MODEL, before).items():
-        if model_id not in needed and not _is_whole(model_id, registry):
+        if model_id in needed:
+            continue
+        model = registry.logged_model(model_id)
+        if model is None or model["status"] != "LOGGED_MODEL_READY":
             yield from objects
-
-
-def _is_whole(model_id: str, registry: Registry) -> bool:
-    try:
-        info = registry.server.get(f"logged-models/{model_id}")["model"]["info"]
-    except MissingEntity:
-        return False
-    return info["status"] == "LOGGED_MODEL_READY"
 
 
 def _grouped(objects: Iterable[ObjectInfo], pattern: re.Pattern[str], before: datetime) -> dict[str, list[ObjectInfo]]:

@@ -40,16 +40,16 @@ def register(spec: RunSpec) -> RegisterReport:
         raise SpecError(
             f"The run {spec.run_key[:8]} of {spec.model} on {spec.dataset} is not ready: `{missing}` it first."
         )
-    server = TrackingServer()
+    registry = Registry()
+    server = registry.server
     before = store().get_record(report_key("register", spec), RegisterReport)
     store().put_record(f"{folder('register', spec)}/spec.json", spec)
     run_id = find_run(spec, server) or open_run(spec)
-    model = _logged_model(run_id, server) or _log_model(spec, run_id, server)
+    model = _logged_model(run_id, registry) or _log_model(spec, run_id, registry)
     if before is None:
         _log_metrics(model, evaluation, trained.images_shown, model["creation_timestamp_ms"], server)
     _log_pictures(run_id, spec, evaluation, trained.images_shown, server)
 
-    registry = Registry(server)
     version = registry.add(
         spec.registered_name,
         model_id=model["model_id"],
@@ -80,7 +80,7 @@ def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationRepo
     registry = Registry()
     registry.set_tags(version, _scores(evaluation))
     trained = load_report("train", spec, TrainReport)
-    model = _logged_model(version.run_id, registry.server)
+    model = _logged_model(version.run_id, registry)
     if trained and model:
         _log_metrics(model, evaluation, trained.images_shown, time.time_ns() // 1_000_000, registry.server)
         facts = json.loads(_tag(model, "export"))
@@ -113,7 +113,7 @@ def _traces(run_id: str, server: TrackingServer) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key in names or value.startswith("http")}
 
 
-def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, Any]:
+def _log_model(spec: RunSpec, run_id: str, registry: Registry) -> dict[str, Any]:
     manifest, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "export")
@@ -128,18 +128,18 @@ def _log_model(spec: RunSpec, run_id: str, server: TrackingServer) -> dict[str, 
                 run_id=run_id,
                 tags={"run_key": spec.run_key, "evaluation": store().uri(report_key("evaluate", spec))},
             )
-    model = _logged_model(run_id, server)
+    model = _logged_model(run_id, registry)
     assert model, "the model that was logged is among the run's outputs"
     return model
 
 
-def _logged_model(run_id: str, server: TrackingServer) -> dict[str, Any] | None:
-    """The first whole model that was logged to the run: an earlier attempt's, if there was one."""
-    outputs = server.get("runs/get", run_id=run_id)["run"].get("outputs", {})
+def _logged_model(run_id: str, registry: Registry) -> dict[str, Any] | None:
+    """The first whole model that was logged to the run and not deleted: an earlier attempt's, if there was one."""
+    outputs = registry.server.get("runs/get", run_id=run_id)["run"].get("outputs", {})
     for output in outputs.get("model_outputs", []):
-        info = server.get(f"logged-models/{output['model_id']}")["model"]["info"]
-        if info["status"] == "LOGGED_MODEL_READY" and _tag(info, "export"):
-            return info
+        model = registry.logged_model(output["model_id"])
+        if model and model["status"] == "LOGGED_MODEL_READY" and _tag(model, "export"):
+            return model
     return None
 
 

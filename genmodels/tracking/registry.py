@@ -134,13 +134,17 @@ class Registry:
             )
         return first
 
+    def logged_model(self, model_id: str) -> dict[str, Any] | None:
+        """What MLflow says of a logged model; None if it knows none of that id."""
+        try:
+            return self.server.get(f"logged-models/{model_id}")["model"]["info"]
+        except MissingEntity:
+            return None
+
     def model_tags(self, version: ModelVersion) -> dict[str, str]:
         """The tags of the logged model behind the version: those are for programs, the version's own for people."""
-        try:
-            info = self.server.get(f"logged-models/{version.model_id}")["model"]["info"]
-        except MissingEntity:
-            return {}
-        return {tag["key"]: tag["value"] for tag in info.get("tags", [])}
+        model = self.logged_model(version.model_id) or {}
+        return {tag["key"]: tag["value"] for tag in model.get("tags", [])}
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point the alias to a version, wherever it pointed before."""

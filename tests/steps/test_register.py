@@ -12,7 +12,7 @@ from genmodels.steps.changes import changes, registered
 from genmodels.steps.register import describe, register
 from genmodels.steps.reports import load_report, report_key
 from genmodels.storage.objects import store
-from genmodels.tracking.registry import Registry
+from genmodels.tracking.registry import Registry, sample
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import find_run, open_run
 
@@ -60,6 +60,20 @@ def test_two_at_once_and_a_lost_report_make_one_version(tracking: Settings):
         "metrics/get-history", run_id=find_run(spec), metric_key="evaluation/sliced_wasserstein_8"
     )
     assert len({(metric["value"], metric["step"]) for metric in history["metrics"]}) == 1
+
+
+def test_a_model_that_was_deleted_from_mlflow_is_logged_anew(tracking: Settings):
+    spec, registry = finished_run(seed=108), Registry()
+    gone = registry.find(register(spec).model_uri)
+    server = registry.server
+    server.send("DELETE", "mlflow/model-versions/delete", json={"name": gone.name, "version": str(gone.version)})
+    server.send("DELETE", f"mlflow/logged-models/{gone.model_id}")
+    assert registry.logged_model(gone.model_id) is None
+    store().delete([report_key("register", spec)])
+    again = registry.find(register(spec).model_uri)
+    assert again.model_id != gone.model_id
+    assert [version.version for version in registry.versions(gone.name, spec.run_key)] == [again.version]
+    assert sample(again.uri, 2).shape == (2, 8, 8, 1)
 
 
 def test_scores_of_another_evaluation_take_the_place_of_those_before(tracking: Settings):
