@@ -36,13 +36,18 @@ def kept(pictures: Mapping[str, str], model_uri: str) -> list[Path]:
 
 
 def translated(model_uri: str, source: Path, to: str) -> dict[str, np.ndarray]:
-    """The image at `source`, or all images of that folder, in the domain `to`, each (H, W, C) uint8, by file stem."""
-    facts = registry.load(model_uri).facts
+    """The image at `source`, or all images of that folder, in the domain `to`, each (H, W, C) uint8, by file stem.
+
+    Raises:
+        SpecError: for an unknown address, or a model that does not translate to `to`; no image is read then.
+        DataError: for an empty folder, or an image that cannot be used.
+    """
+    model = registry.translator(model_uri, to)
     paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
     if not paths:
         raise DataError(f"The folder {source} is empty; it should hold the images to translate.")
-    images = np.stack([_read(path, facts["resolution"], facts["channels"]) for path in paths])
-    return dict(zip([path.stem for path in paths], registry.translate(model_uri, images, to), strict=True))
+    images = np.stack([_read(path, model.facts["resolution"], model.facts["channels"]) for path in paths])
+    return dict(zip([path.stem for path in paths], model.translate(images, to), strict=True))
 
 
 def _read(path: Path, resolution: int, channels: int) -> np.ndarray:

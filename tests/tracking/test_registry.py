@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from finished_run import finished_run
+from PIL import Image
 
 from genmodels.errors import DataError, SpecError
 from genmodels.evaluation.classifier import Classifier
+from genmodels.pictures import translated
 from genmodels.settings import Settings, settings
 from genmodels.steps.register import register
 from genmodels.storage.objects import store
 from genmodels.tracking.promotion import promote
-from genmodels.tracking.registry import Registry, load, register_extractor, sample, translate
+from genmodels.tracking.registry import Registry, load, register_extractor, sample, translator
 
 PREDICT = """
 import sys
@@ -90,14 +92,24 @@ def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, els
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     call = 'model.predict(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8), params={"to": "a"})'
     there = predicted_by(elsewhere, report.model_uri, call, tmp_path)
-    assert np.array_equal(there, translate(report.model_uri, images, "a"))
-    assert not np.array_equal(there, translate(report.model_uri, images, "b"))
-    with pytest.raises(SpecError, match="Unknown domain 'c'"):
-        translate(report.model_uri, images, "c")
-    with pytest.raises(SpecError, match="takes uint8 images of 16 x 16 x 3"):
-        translate(report.model_uri, images[:, :8], "a")
+    own = translator(report.model_uri, "a")
+    assert np.array_equal(there, own.translate(images, "a"))
+    assert not np.array_equal(there, own.translate(images, "b"))
     with pytest.raises(SpecError, match="cannot sample"):
         sample(report.model_uri, 1)
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in zip(("one", "three", "two"), images, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    by_name = translated(report.model_uri, folder, "a")
+    assert list(by_name) == ["one", "three", "two"]
+    assert np.array_equal(there, np.stack(list(by_name.values())))
+    (folder / "zero.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"zero\.png cannot be used"):
+        translated(report.model_uri, folder, "a")
+    with pytest.raises(SpecError, match="Unknown domain 'nowhere'"):  # before any image is read
+        translated(report.model_uri, folder, "nowhere")
 
 
 def test_samples_depend_on_the_seed_alone(tracking: Settings):
@@ -112,7 +124,7 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
     with pytest.raises(SpecError, match="knows no classes"):
         sample(uri, 1, labels=[1])
     with pytest.raises(SpecError, match="cannot translate"):
-        translate(uri, many, "b")
+        translator(uri, "b")
 
 
 def test_what_defines_no_distribution_is_registered_but_not_sampled(
@@ -126,7 +138,7 @@ def test_what_defines_no_distribution_is_registered_but_not_sampled(
     with pytest.raises(SpecError, match=r"cannot sample: .* defines no distribution"):
         sample(report.model_uri, 1)
     with pytest.raises(SpecError, match="cannot translate"):
-        translate(report.model_uri, images, "b")
+        translator(report.model_uri, "b")
 
 
 def test_unknown_addresses_are_answered_with_what_there_is(tracking: Settings):
