@@ -166,12 +166,10 @@ def _log_pictures(
     training could not deliver leaves the queue on this occasion, and the run is over."""
     folder = server.get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]
     queue = MetricsQueue(lambda: run_id, queue_folder(spec), sample_system=False)
-    with TemporaryDirectory() as temporary:
-        for name, address in evaluation.pictures.items():
-            picture = Path(temporary, "picture.png")
-            picture.write_bytes(store().read(address))
-            server.put_artifact(folder, f"evaluation/{name}.png", picture.read_bytes())
-            queue.image(f"evaluation/{name}", picture, images_shown)
+    for name, address in evaluation.pictures.items():
+        png = store().read(address)
+        server.put_artifact(folder, f"evaluation/{name}.png", png)
+        queue.image(f"evaluation/{name}", png, images_shown)
     queue.close()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -101,12 +100,9 @@ def _logged(comparison: Comparison, key: str, server: TrackingServer) -> str:
     server.put_artifact(folder, "leaderboard.html", page(comparison).encode())
     server.put_artifact(folder, "comparison.json", comparison.model_dump_json(indent=2).encode())
     queue = MetricsQueue(lambda: run_id, settings().cache / "mlflow" / key, sample_system=False)
-    with TemporaryDirectory() as temporary:
-        for contender in comparison.contenders:
-            if png := picture(contender):
-                path = Path(temporary, "grid.png")
-                path.write_bytes(png)
-                queue.image(f"samples/{_metric_part(contender)}", path, 0)
+    for contender in comparison.contenders:
+        if png := picture(contender):
+            queue.image(f"samples/{_metric_part(contender)}", png, 0)
     queue.close()
     return run_id
 

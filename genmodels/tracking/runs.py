@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -300,8 +299,8 @@ class MetricsQueue:
                 raise ValueError(f"{key!r} cannot be a metric's name; it takes letters, digits, space and _ - . / :")
         self._append([Entry(now, images_shown, key, float(value)) for key, value in values.items()])
 
-    def image(self, key: str, image: Path | np.ndarray, images_shown: int) -> None:
-        """Queue a picture: a PNG file, which is copied, or a uint8 array (H, W), (H, W, 1) or (H, W, 3)."""
+    def image(self, key: str, image: bytes | np.ndarray, images_shown: int) -> None:
+        """Queue a picture: the bytes of a PNG file, or a uint8 array (H, W), (H, W, 1) or (H, W, 3)."""
         if not IMAGE_NAME.fullmatch(key):
             raise ValueError(f"{key!r} cannot be a picture's name; it takes letters, digits, space and _ - . /")
         name = f"{uuid.uuid4().hex}.png"
@@ -309,7 +308,7 @@ class MetricsQueue:
             if isinstance(image, np.ndarray):
                 Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).save(self.folder / name)
             else:
-                shutil.copyfile(image, self.folder / name)
+                (self.folder / name).write_bytes(image)
         except OSError as error:
             (self.folder / name).unlink(missing_ok=True)
             log.warning("A picture is lost: %s", error)
