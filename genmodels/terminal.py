@@ -16,10 +16,10 @@ from rich.table import Table
 
 from genmodels.errors import GenmodelsError
 from genmodels.spec import Progress, Record, RunSpec
-from genmodels.stack.local import State
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome
+    from genmodels.stack.local import State
     from genmodels.steps.costs import Cost
     from genmodels.tracking.comparison import Comparison
 
@@ -36,12 +36,12 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def starting() -> Iterator[Callable[[str, State, float], None]]:
+def starting() -> Iterator[Callable[[str, "State", float], None]]:
     """Shows which services are up."""
     with Bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=errors) as bars:
         rows: dict[str, TaskID] = {}
 
-        def show(name: str, state: State, seconds: float) -> None:
+        def show(name: str, state: "State", seconds: float) -> None:
             if state == "starting":
                 rows[name] = bars.add_task(f"{name:8} starting", total=1)
             else:
