@@ -29,7 +29,7 @@ class DataError(GenmodelsError):
 
 
 class DivergedError(GenmodelsError):
-    """Training met a loss that is not finite more often than it may fall back to a checkpoint."""
+    """Guards asked for more returns to a checkpoint than are allowed, or for a stop before there is a whole model."""
 
     exit_code = 4
 

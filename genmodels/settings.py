@@ -1,6 +1,6 @@
 """Where things are: endpoints, bucket, credentials, folders. From `GENMODELS_*` variables, else from what `up` wrote.
 
-Moving from a laptop to a cluster is a matter of these values; no other module reads the environment.
+Moving from a laptop to a cluster is a matter of these values; no other module reads these variables.
 """
 
 import os
