@@ -84,7 +84,7 @@ def ask(spec: RunSpec, *, within_hours: float) -> Answer | None:
     champion = proposal.champion
     question = Question(key=uuid4().hex, spec=spec, champion_version=champion.version if champion else None)
     _remember(question)
-    text = described(proposal, spec)
+    text = _side_by_side(proposal, spec)
     create_markdown_artifact(text, artifact_key("approval", spec), f"Is {proposal.challenger.uri} the next champion?")
     form = Approval.with_initial_data(description=text)
     seconds = max(1, round(within_hours * 3600))
@@ -162,7 +162,7 @@ def _forget() -> None:
             client.delete_flow_run_input(UUID(flow_run.id), ASKED)
 
 
-def described(proposal: Proposal, spec: RunSpec) -> str:
+def _side_by_side(proposal: Proposal, spec: RunSpec) -> str:
     """Both models in markdown, pictures and all: what a person needs for a decision."""
     challenger, champion, scores = proposal.challenger, proposal.champion, proposal.scores
     sides = {f"challenger {challenger.version}": scores}
