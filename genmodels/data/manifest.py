@@ -63,7 +63,7 @@ class Manifest(Record):
     @property
     def key(self) -> str:
         """Where the manifest lies in the object store."""
-        return f"{dataset_key(self.name, self.digest)}/manifest.json"
+        return manifest_key(self.name, self.digest)
 
     @property
     def has_points(self) -> bool:
@@ -102,6 +102,11 @@ def dataset_key(name: str, dataset_digest: str) -> str:
     return f"datasets/{name}/{dataset_digest}"
 
 
+def manifest_key(name: str, dataset_digest: str) -> str:
+    """Where a data set's manifest lies in the object store."""
+    return f"{dataset_key(name, dataset_digest)}/manifest.json"
+
+
 def cache_folder(dataset_digest: str) -> Path:
     """Where this node keeps its copy of a data set's shards."""
     return settings().cache / "datasets" / dataset_digest
@@ -122,10 +127,10 @@ def publish(manifest: Manifest, folder: Path) -> None:
 
 def whats_missing(name: str, dataset_digest: str) -> str | None:
     """Why a data set cannot be used, in words; None if the manifest and all its shards are there."""
-    prefix = dataset_key(name, dataset_digest)
-    manifest = store().get_record(f"{prefix}/manifest.json", Manifest)
+    key, prefix = manifest_key(name, dataset_digest), dataset_key(name, dataset_digest)
+    manifest = store().get_record(key, Manifest)
     if manifest is None:
-        return f"{store().uri(prefix)}/manifest.json is gone"
+        return f"{store().uri(key)} is gone"
     present = {entry.key: entry.size for entry in store().list(f"{prefix}/")}
     missing = [s.file for s in manifest.shards() if present.get(f"{prefix}/{s.file}") != s.bytes]
     return f"{store().uri(prefix)}/{missing[0]} is gone or of another size" if missing else None
@@ -138,7 +143,7 @@ def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Data
         DataError: if there is no such data set, or a shard is not what the manifest says.
     """
     prefix = dataset_key(name, dataset_digest)
-    manifest = store().get_record(f"{prefix}/manifest.json", Manifest)
+    manifest = store().get_record(manifest_key(name, dataset_digest), Manifest)
     if manifest is None:
         raise DataError(f"There is no data set {store().uri(prefix)}; run `genmodels prepare` first.")
     if manifest.content_digest() != dataset_digest:

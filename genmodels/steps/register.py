@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.data.manifest import Manifest, manifest_key, open_dataset
 from genmodels.errors import SpecError
 from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
@@ -228,7 +228,7 @@ def describe(
         "translates": f"translated = model.predict(images, params={{'to': '{facts.get('domains', [''])[-1]}'}})",
         "reconstructs": "reconstructed = model.predict(images)",
     }
-    manifest = store().get_record(f"datasets/{spec.dataset_name}/{spec.dataset_digest}/manifest.json", Manifest)
+    manifest = store().get_record(manifest_key(spec.dataset_name, str(spec.dataset_digest)), Manifest)
     text = partial(
         DESCRIPTION.format,
         title=MODELS[spec.model].title,

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
 
+from genmodels.data.manifest import manifest_key
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
 from genmodels.settings import settings
 from genmodels.spec import Record, RunSpec
@@ -241,7 +242,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _log_dataset(run_id: str, spec: RunSpec, server: TrackingServer) -> None:
     digest = str(spec.dataset_digest)
-    manifest = store().uri(f"datasets/{spec.dataset_name}/{digest}/manifest.json")
+    manifest = store().uri(manifest_key(spec.dataset_name, digest))
     server.post(
         "runs/log-inputs",
         run_id=run_id,
