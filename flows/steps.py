@@ -23,7 +23,7 @@ from prefect.utilities.urls import url_for
 from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
 from flows.events import Pulse, refused
 from genmodels.errors import GenmodelsError, UnavailableError
-from genmodels.jobs import STARTED_BY, Job, RayJobs, attach_or_submit
+from genmodels.jobs import Job, RayJobs, attach_or_submit
 from genmodels.spec import (
     Answer,
     EvaluationReport,
@@ -151,9 +151,8 @@ def _run(
         if report:
             Live(step, spec).finish(before=True)
         else:
-            job = attach_or_submit(
-                step, spec, links={"prefect_flow_run": flow_url(), STARTED_BY: _started_by()}, again=again
-            )
+            links = {"prefect_flow_run": flow_url()}
+            job = attach_or_submit(step, spec, links=links, started_by=_started_by(), again=again)
             if not _follow(job, until_report=not again):
                 return _cancelled()
             report = load_report(step, spec, kind)

@@ -27,7 +27,7 @@ from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
-STARTED_BY = "started_by"
+STARTED_BY, BY_HAND = "started_by", "by hand"
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 RAY_PREFIX = re.compile(r"\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
@@ -140,7 +140,7 @@ class Job:
         """How the job stands; None if the cluster does not know it."""
         return self.cluster.info(self.id)
 
-    def submit(self, links: Mapping[str, str]) -> None:
+    def submit(self, links: Mapping[str, str], started_by: str) -> None:
         """Start the job, unless somebody else just did."""
         spec_key = f"{folder(self.step, self.spec)}/spec.json"
         store().put_record(spec_key, self.spec)
@@ -151,7 +151,7 @@ class Job:
         self.cluster.submit(
             self.id,
             entrypoint=f"python -m genmodels {self.step} {store().uri(spec_key)} --ray",
-            metadata={**identity, **links, "ray_job": self.url},
+            metadata={**identity, **links, STARTED_BY: started_by, "ray_job": self.url},
         )
 
     def follow(
@@ -224,11 +224,14 @@ class Job:
         )
 
 
-def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None, again: bool = False) -> Job:
+def attach_or_submit(
+    step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None, started_by: str = BY_HAND, again: bool = False
+) -> Job:
     """The job of this step: the one that is running, else the one that has left its report, else a new one.
 
     Args:
-        links: addresses that the job's processes find in `this_job()`, such as that of the flow run, and STARTED_BY.
+        links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
+        started_by: a deployment, and its schedule if it has one; the job's processes find it in `started_by()`.
         again: a new one also if one has left its report.
     """
     job = latest_job(step, spec)
@@ -237,7 +240,7 @@ def attach_or_submit(step: str, spec: RunSpec, *, links: Mapping[str, str] | Non
     if job and info and (info.status in RUNNING or done):
         return job
     job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
-    job.submit(links or {})
+    job.submit(links or {}, started_by)
     return job
 
 
@@ -260,7 +263,7 @@ def this_job() -> dict[str, str]:
 
 def started_by() -> str:
     """What had this process's Ray job started, as its submitter said: a deployment, and its schedule if it has one."""
-    return _metadata().get(STARTED_BY, "by hand")
+    return _metadata().get(STARTED_BY, BY_HAND)
 
 
 def _metadata() -> dict[str, str]:
