@@ -47,9 +47,10 @@ def resolve(
         raise unknown("model", model, MODELS)
     entry = find(dataset)
     if entry.unpaired != MODELS[model].unpaired:
-        wanted, given = ("two unpaired domains", "one set of images")[:: 1 if MODELS[model].unpaired else -1]
+        kinds = {True: "two unpaired domains", False: "one set of images"}
         raise SpecError(
-            f"{model} learns from {wanted}, but {dataset} is {given}; `genmodels datasets` lists the kinds."
+            f"{model} learns from {kinds[MODELS[model].unpaired]}, but {dataset} is {kinds[entry.unpaired]}; "
+            "`genmodels datasets` lists the kinds."
         )
     if entry.kind == "points" and not MODELS[model].Config.learns_points:
         raise SpecError(f"{model} learns from images, but {dataset} is points; take a model of both, such as gan.")

@@ -42,22 +42,24 @@ class Chart(NamedTuple):
 
 def chart(board: Leaderboard) -> Chart | None:
     """None unless two models at least have both numbers."""
-    for column in board.headlines[:1]:
-        shown = [
-            (contender, contender.metrics[column.name], contender.seconds)
-            for contender in board.contenders
-            if contender.label in column.places and contender.seconds
-        ]
-        if len(shown) > 1:
-            floor = [] if column.floor is None else [column.floor]
-            y, y_ticks = _linear([*floor, *(value for _, metric, _ in shown for value in (metric.low, metric.high))])
-            x, x_ticks = _logarithmic([seconds for *_, seconds in shown])
-            points = [
-                Point(contender, x(seconds), y(metric.value), y(metric.low), y(metric.high), label_y=y(metric.value))
-                for contender, metric, seconds in shown
-            ]
-            return Chart(column, _labels_apart(points), x_ticks, y_ticks, y(floor[0]) if floor else None)
-    return None
+    if not board.headlines:
+        return None
+    column = board.headlines[0]
+    shown = [
+        (contender, contender.metrics[column.name], contender.seconds)
+        for contender in board.contenders
+        if contender.label in column.places and contender.seconds
+    ]
+    if len(shown) < 2:
+        return None
+    floor = [] if column.floor is None else [column.floor]
+    y, y_ticks = _linear([*floor, *(value for _, metric, _ in shown for value in (metric.low, metric.high))])
+    x, x_ticks = _logarithmic([seconds for *_, seconds in shown])
+    points = [
+        Point(contender, x(seconds), y(metric.value), y(metric.low), y(metric.high), label_y=y(metric.value))
+        for contender, metric, seconds in shown
+    ]
+    return Chart(column, _labels_apart(points), x_ticks, y_ticks, y(floor[0]) if floor else None)
 
 
 def _linear(values: Sequence[float]) -> tuple[Scale, Ticks]:

@@ -115,9 +115,8 @@ def mlflow_client() -> Iterator[Any]:
     import mlflow
     import mlflow.pyfunc
 
-    logging.getLogger("mlflow").setLevel(
-        logging.ERROR
-    )  # it warns that there is no pip in the environment, and the like
+    # It warns that there is no pip in the environment, and the like.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(settings().mlflow_url)
     try:
         yield mlflow

@@ -87,10 +87,8 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
                 f"champion is {_named(champion)}; run it again to be asked again."
             )
         if answer.approve and proposal.has_collapsed:
-            verdict, reason = (
-                "refused",
-                f"{proposal.decision.reason} {answer.name} (as claimed) {said} it all the same.",
-            )
+            verdict = "refused"
+            reason = f"{proposal.decision.reason} {answer.name} (as claimed) {said} it all the same."
         facts = {"promoted": verdict == "approved", "reason": reason, "decided_by": answer.name, "decided": answer.time}
         decision = proposal.decision.model_copy(update=facts)
         record = {"approval.decision": said, "approval.claimed_name": answer.name, "approval.reason": answer.reason}
@@ -271,17 +269,13 @@ def gain_and_noise(challenger: Metric, champion: Metric) -> tuple[float, float]:
     equation 1): each term's distance to the end that faces the other one, added in squares.
     """
     if challenger.better == "lower":
-        gain, ours, theirs = (
-            champion.value - challenger.value,
-            challenger.high - challenger.value,
-            champion.value - champion.low,
-        )
+        gain = champion.value - challenger.value
+        ours = challenger.high - challenger.value
+        theirs = champion.value - champion.low
     else:
-        gain, ours, theirs = (
-            challenger.value - champion.value,
-            challenger.value - challenger.low,
-            champion.high - champion.value,
-        )
+        gain = challenger.value - champion.value
+        ours = challenger.value - challenger.low
+        theirs = champion.high - champion.value
     return gain, math.hypot(ours, theirs)
 
 

@@ -166,7 +166,7 @@ def _experiment(name: str, server: TrackingServer) -> str:
 def _tags(spec: RunSpec) -> dict[str, str]:
     from genmodels.models import MODELS
 
-    return {
+    tags = {
         "model": spec.model,
         "density": MODELS[spec.model].density.value,
         "preset": spec.preset,
@@ -178,12 +178,10 @@ def _tags(spec: RunSpec) -> dict[str, str]:
         "code_version": spec.code_version,
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": "genmodels",
-        **(
-            {"commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
-            if (commit := _commit())
-            else {}
-        ),
     }
+    if commit := _commit():
+        tags |= {"commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+    return tags
 
 
 def _description(spec: RunSpec, tags: Mapping[str, str]) -> str:
