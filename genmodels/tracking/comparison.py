@@ -64,6 +64,9 @@ class Contender(Record):
         return ", ".join(f"{key}={value}" for key, value in self.settings.items())
 
 
+Entry = tuple[Contender, EvaluationReport]  # with how it was judged
+
+
 class Column(Record):
     """One metric of several models that were judged alike."""
 
@@ -132,7 +135,7 @@ def compare(dataset: str, *, every_version: bool = False) -> Comparison:
     versions = [version for version in models if version.dataset == dataset]
     if not versions:
         raise unknown("data set with registered models", dataset, sorted({version.dataset for version in models}))
-    entered: list[tuple[Contender, EvaluationReport]] = []
+    entered: list[Entry] = []
     left_out: dict[str, str] = {}
     aliases = {name: registry.aliases(name) for name in {version.name for version in versions}}
     for version in versions if every_version else _chosen(versions, aliases):
@@ -175,7 +178,7 @@ def _chosen(versions: Sequence[ModelVersion], aliases: Mapping[str, Mapping[str,
     return [version for version in versions if chosen[version.name] == str(version.version)]
 
 
-def _contender(version: ModelVersion, aliases: list[str], registry: Registry) -> tuple[Contender, EvaluationReport]:
+def _contender(version: ModelVersion, aliases: list[str], registry: Registry) -> Entry:
     """Raises SpecError if the version is none of genmodels', or what it scored is gone."""
     report = evaluation_of(version, registry)
     if report is None:
@@ -212,9 +215,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         raise SpecError("Its run was not made by `genmodels`, which would have said what the model is.") from None
 
 
-def _with_own_settings(
-    entered: Sequence[tuple[Contender, EvaluationReport]],
-) -> list[tuple[Contender, EvaluationReport]]:
+def _with_own_settings(entered: Sequence[Entry]) -> list[Entry]:
     """The same, and of each one's settings only those in which versions of its model differ."""
     values: dict[tuple[str, str], set[str]] = {}
     for contender, _ in entered:
@@ -247,11 +248,9 @@ def _axis_of(name: str) -> Axis:
     return "generation"
 
 
-def _judged_alike(
-    entered: Sequence[tuple[Contender, EvaluationReport]],
-) -> list[list[tuple[Contender, EvaluationReport]]]:
+def _judged_alike(entered: Sequence[Entry]) -> list[list[Entry]]:
     """Groups within which no two protocols contradict each other, the largest first."""
-    groups: list[list[tuple[Contender, EvaluationReport]]] = []
+    groups: list[list[Entry]] = []
     for contender, report in entered:
         for group in groups:
             if not any(contradictions(report, other) for _, other in group):
@@ -283,9 +282,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _why_apart(
-    group: Sequence[tuple[Contender, EvaluationReport]], first: Sequence[tuple[Contender, EvaluationReport]]
-) -> str:
+def _why_apart(group: Sequence[Entry], first: Sequence[Entry]) -> str:
     contradicted = {what for _, ours in group for _, theirs in first for what in contradictions(ours, theirs)}
     digests = [str(report.protocol.get("dataset_digest"))[:8] for _, report in (group[0], first[0])]
     if "dataset_digest" in contradicted:
@@ -299,7 +296,7 @@ def _why_apart(
     )
 
 
-def _leaderboard(entered: Sequence[tuple[Contender, EvaluationReport]], why_apart: str) -> Leaderboard:
+def _leaderboard(entered: Sequence[Entry], why_apart: str) -> Leaderboard:
     baselines: dict[str, dict[str, float]] = {}
     for _, report in entered:
         for metric in report.metrics:
