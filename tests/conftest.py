@@ -99,6 +99,13 @@ def stack() -> Settings:
     return started(FIXTURES["stack"])
 
 
+@pytest.fixture
+def unchanging_settings() -> None:
+    """No stack is coming up beside the test: when it is there, the settings are read anew."""
+    if STACK_STARTING is not None:
+        STACK_STARTING.exception()
+
+
 def started(names: list[str] | tuple[str, ...]) -> Settings:
     """Wait for the services and point this process at them."""
     from genmodels.storage.objects import store

@@ -19,7 +19,7 @@ def mlflow_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowP
 
 
 @pytest.fixture
-def bare_run(mlflow_process: MlflowProcess, monkeypatch: pytest.MonkeyPatch) -> str:
+def bare_run(mlflow_process: MlflowProcess, unchanging_settings: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run of the server that may be killed, which is also the server of the settings."""
     monkeypatch.setattr(settings(), "mlflow_url", mlflow_process.url)
     answer = TrackingServer().post("runs/create", experiment_id="0", start_time=time.time_ns() // 1_000_000)
