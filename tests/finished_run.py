@@ -19,8 +19,8 @@ PROTOCOL = {"data": "held-out", "images": 256}
 
 
 @cache
-def prepared(model: str, dataset: str, *overrides: str) -> RunSpec:
-    spec = resolve(model, dataset, overrides=overrides)
+def prepared(model: str, dataset: str, *overrides: str, preset: str = "demo") -> RunSpec:
+    spec = resolve(model, dataset, preset, overrides)
     return spec.with_dataset(prepare(spec).dataset_digest)
 
 
@@ -28,6 +28,7 @@ def finished_run(
     model: str = "progressive_gan",
     dataset: str = "digits",
     *overrides: str,
+    preset: str = "demo",
     seed: int = 0,
     value: float = 0.5,
     half_width: float = 0.01,
@@ -35,7 +36,7 @@ def finished_run(
 ) -> RunSpec:
     """A spec whose weights (as they are drawn), training report and evaluation report lie in the object store. The
     seed belongs to the run key, so each test takes its own."""
-    spec = prepared(model, dataset, *overrides).model_copy(update={"seed": seed})
+    spec = prepared(model, dataset, *overrides, preset=preset).model_copy(update={"seed": seed})
     weights = safetensors.torch.save({n: t.contiguous() for n, t in untrained(spec).state_dict().items()})
     store().put(f"{folder('train', spec)}/weights.safetensors", weights)
     train = TrainReport(

@@ -16,7 +16,7 @@ from genmodels.data.catalogue import find
 from genmodels.errors import SpecError, unknown
 from genmodels.models import MODELS
 from genmodels.models.base import DataInfo, ModelConfig
-from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec
+from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec, is_points
 from genmodels.training.engine import check_batch
 
 M = TypeVar("M", bound=BaseModel)
@@ -55,6 +55,11 @@ def resolve(
     if entry.kind == "points" and not MODELS[model].Config.learns_points:
         raise SpecError(f"{model} learns from images, but {dataset} is points; take a model of both, such as gan.")
     config, training, evaluation = configured(model, preset, overrides, resolution=entry.resolution)
+    of_points = {name for name, given in MODELS[model].Config.presets.items() if is_points(given.get("resolution", 0))}
+    if entry.kind == "points" and preset not in of_points:
+        raise SpecError(f"{dataset} is points, and preset {preset} is for images; take {' or '.join(of_points)}.")
+    if entry.kind != "points" and preset in of_points:
+        raise SpecError(f"Preset {preset} is for points, and {dataset} is images; leave it out or take another.")
     if training.balanced_classes and not entry.classes:
         raise SpecError(f"training.balanced_classes needs labels, and {dataset} has none; leave it out.")
     if evaluation.iwae_samples != EvaluationSpec().iwae_samples and not hasattr(MODELS[model], "importance_bound"):

@@ -33,9 +33,9 @@ from genmodels.tracking.registry import Registry
 SHEET = 8 * (TILE_PIXELS + LINE_PIXELS) + LINE_PIXELS  # a side of a grid of 64 images
 
 
-def unjudged(*what: str, seed: int) -> RunSpec:
+def unjudged(*what: str, preset: str = "demo", seed: int) -> RunSpec:
     """A run with weights as they are drawn and without its evaluation."""
-    spec = finished_run(*what, seed=seed)
+    spec = finished_run(*what, preset=preset, seed=seed)
     store().delete([report_key("evaluate", spec)])
     return spec
 
@@ -124,7 +124,7 @@ def test_a_model_that_draws_the_training_set_closes_the_whole_gap(s3: Settings, 
 def test_points_are_judged_by_their_coordinates_and_not_rounded(s3: Settings, monkeypatch):
     """Of a model that draws the training set: all modes, and 1 - exp(-9 / 2) of the points near one."""
     monkeypatch.setattr(reals, "MOST_IMAGES", 2_000)
-    spec = unjudged("gan", "gaussians_8", seed=304)
+    spec = unjudged("gan", "gaussians_8", preset="points", seed=304)
     _, dataset = open_dataset("gaussians_8", str(spec.dataset_digest))
     train = dataset.table("train")
 

@@ -118,6 +118,8 @@ print(json.dumps(loaded))
         (("cyclegan", "digits"), "two unpaired domains, but digits is one set of images"),
         (("pixelcnn", "gaussians_8"), "pixelcnn learns from images, but gaussians_8 is points; take a model of both"),
         (("dcgan", "gaussians_25", "demo", ["resolution=8"]), "dcgan learns from images"),
+        (("gan", "gaussians_8"), "gaussians_8 is points, and preset demo is for images; take points"),
+        (("gan", "digits", "points"), "Preset points is for points, and digits is images; leave it out"),
         (("gan", "gaussians_8", "points", COLOR), "needs a discriminator that sees images, which this model has not"),
         (("gan", "gaussians_8", "points", ["consistency_weight=1"]), "points have no pixels to shift; leave it at 0"),
         (("progressive_gan", "folder:/nowhere"), "no folder '/nowhere'"),
