@@ -22,7 +22,9 @@ from genmodels.models.base import (
     ConditionalConfig,
     Context,
     DataInfo,
+    DecayConfig,
     Density,
+    Ema,
     LossTerms,
     Stage,
     Update,
@@ -34,7 +36,7 @@ from genmodels.nn.priors import PRIORS
 UNKNOWN = -1  # the label of an image whose class the model is not told
 
 
-class Config(AutoencodingConfig, AdversarialConfig, ConditionalConfig):
+class Config(AutoencodingConfig, AdversarialConfig, ConditionalConfig, DecayConfig):
     """The defaults are the paper's networks for MNIST (appendix A), with Adam in place of SGD with momentum."""
 
     stage = "adversarial"
@@ -49,6 +51,7 @@ class Config(AutoencodingConfig, AdversarialConfig, ConditionalConfig):
     labelled_share: float = Field(1.0, ge=0, le=1, description="of the images, which keep their labels")
     learning_rate: float = Field(1e-3, gt=0, description="of the reconstruction")
     adversarial_learning_rate: float = Field(2e-4, gt=0, description="of discriminator and encoder")
+    ema_half_life_images: float = Field(0.0, ge=0, description="of the averaged coders; 0 keeps no average")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
@@ -98,15 +101,18 @@ class AdversarialAutoencoder(AutoencodingModel):
         told = self.classes + 1 if config.conditional else 0
         self.discriminator = dense([config.latent + told, *config.discriminator_hidden, 1])
         self.adversarial = Adversarial(config)
+        if config.ema_half_life_images:
+            self.ema = Ema(("encoder", "decoder"), half_life_images=config.ema_half_life_images)
 
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate)
         against = Adam(self.config.adversarial_learning_rate, betas=(0.5, 0.999))
         encoder, decoder = list(self.encoder.parameters()), list(self.decoder.parameters())
+        judge, factor = list(self.discriminator.parameters()), self.config.learning_rate_factor
         return [
-            Update("reconstruction", [*encoder, *decoder], self.reconstruction_loss, adam),
-            Update("discriminator", list(self.discriminator.parameters()), self.discriminator_loss, against),
-            Update("encoder", encoder, self.encoder_loss, against),
+            Update("reconstruction", [*encoder, *decoder], self.reconstruction_loss, adam, schedule=factor),
+            Update("discriminator", judge, self.discriminator_loss, against, schedule=factor),
+            Update("encoder", encoder, self.encoder_loss, against, schedule=factor),
         ]
 
     def at(self, stage: Stage, images_in_stage: int) -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from genmodels.errors import SpecError
@@ -97,6 +97,16 @@ class OneStageConfig(ModelConfig):
 
     def stages(self, data: DataInfo) -> list[Stage]:
         return [Stage(self.stage, self.images, self.batch_images, self.inputs(data), self.resolution)]
+
+
+class DecayConfig(OneStageConfig):
+    """Base of the configs of models that may learn less and less."""
+
+    linear_decay: bool = Field(False, description="learning rates fall linearly to zero at the end")
+
+    def learning_rate_factor(self, images_in_stage: int) -> float:
+        """The share of its learning rate that an update has, from 1 to 0."""
+        return max(0.0, 1 - images_in_stage / self.images) if self.linear_decay else 1.0
 
 
 class ConditionalConfig(ModelConfig):

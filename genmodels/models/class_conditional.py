@@ -27,11 +27,11 @@ from genmodels.models.base import (
     ConditionalConfig,
     Context,
     DataInfo,
+    DecayConfig,
     Density,
     Ema,
     GenerativeModel,
     LossTerms,
-    OneStageConfig,
     Passes,
     Stage,
     Update,
@@ -39,7 +39,7 @@ from genmodels.models.base import (
 from genmodels.nn.convolution import input_gradient_differentiable
 
 
-class ClassConditionalConfig(OneStageConfig, AdversarialConfig, ConditionalConfig):
+class ClassConditionalConfig(DecayConfig, AdversarialConfig, ConditionalConfig):
     """The settings that these models share; the defaults are those of Miyato et al. (2018) for CIFAR-10."""
 
     stage = "adversarial"
@@ -51,7 +51,6 @@ class ClassConditionalConfig(OneStageConfig, AdversarialConfig, ConditionalConfi
     generator_learning_rate: float = Field(2e-4, gt=0)
     discriminator_learning_rate: float = Field(2e-4, gt=0)
     betas: tuple[float, float] = Field((0.0, 0.9), description="Adam's")
-    linear_decay: bool = Field(False, description="learning rates fall linearly to zero at the end")
     discriminator_steps: int = Field(5, ge=1, description="updates of the discriminator for one of the generator")
     batch_images: int = Field(64, ge=1, description="of one update, over all workers and micro-batches")
     images: int = Field(32_000_000, ge=1, description="shown in all: images of a batch x updates of the discriminator")
@@ -97,7 +96,7 @@ class ClassConditionalGAN(GenerativeModel):
                 list(self.discriminator.parameters()),
                 self.discriminator_loss,
                 Adam(config.discriminator_learning_rate, betas=config.betas),
-                schedule=self._share_of_the_rate,
+                schedule=config.learning_rate_factor,
             ),
             Update(
                 "generator",
@@ -105,12 +104,9 @@ class ClassConditionalGAN(GenerativeModel):
                 self.generator_loss,
                 Adam(config.generator_learning_rate, betas=config.betas),
                 interval_steps=config.discriminator_steps,
-                schedule=self._share_of_the_rate,
+                schedule=config.learning_rate_factor,
             ),
         ]
-
-    def _share_of_the_rate(self, images_in_stage: int) -> float:
-        return max(0.0, 1 - images_in_stage / self.config.images) if self.config.linear_decay else 1.0
 
     def least_flops(self, passes: Mapping[str, Passes]) -> float:
         """Both updates of a step judge the same fakes."""

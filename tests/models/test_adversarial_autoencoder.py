@@ -113,6 +113,15 @@ def test_every_adversarial_loss_moves_both_players(name: str):
     assert (largest <= 0.01) == (name == "wgan")
 
 
+def test_both_coders_are_averaged_and_all_updates_slow_down_alike():
+    """Samples are decoded codes, so the averaged decoder goes with the averaged encoder."""
+    assert small().ema is None
+    model = small(ema_half_life_images=100.0, linear_decay=True, images=1000)
+    assert model.ema and model.ema.modules == ("encoder", "decoder")
+    updates = model.updates(model.stages[0])
+    assert [[update.schedule(images) for images in (0, 250, 1000)] for update in updates] == [[1.0, 0.75, 0.0]] * 3
+
+
 def test_a_relativistic_encoder_compares_with_the_draws_that_the_discriminator_saw():
     model, context = small(adversarial_loss="relativistic_average"), draws()
     model.discriminator_loss({"image": images()}, context.begin(1))
