@@ -27,7 +27,6 @@ from flows import approval, steps
 from flows.artifacts import commands, costs_table
 from flows.forms import Dataset, Hours, Model, Override, Preset, PromotionBy, Seed, Workers
 from genmodels.errors import GenmodelsError, UnavailableError
-from genmodels.jobs import latest_job
 from genmodels.settings import settings
 from genmodels.spec import (
     EvaluationReport,
@@ -39,6 +38,7 @@ from genmodels.spec import (
     RunSpec,
     TrainReport,
 )
+from genmodels.steps.jobs import latest_job
 from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry

@@ -23,7 +23,6 @@ from prefect.utilities.urls import url_for
 from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
 from flows.events import Pulse, refused
 from genmodels.errors import GenmodelsError, UnavailableError
-from genmodels.jobs import Job, RayJobs, attach_or_submit
 from genmodels.spec import (
     Answer,
     EvaluationReport,
@@ -35,6 +34,7 @@ from genmodels.spec import (
     RunSpec,
     TrainReport,
 )
+from genmodels.steps.jobs import Job, RayJobs, attach_or_submit
 from genmodels.steps.prepare import prepared
 from genmodels.steps.reports import load_report
 from genmodels.tracking import promotion

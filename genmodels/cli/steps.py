@@ -63,8 +63,8 @@ def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
     from contextlib import nullcontext
     from importlib import import_module
 
-    from genmodels.jobs import started_by
     from genmodels.steps.costs import metered, tell_mlflow
+    from genmodels.steps.jobs import started_by
     from genmodels.steps.reports import save_failure
     from genmodels.terminal import print_report, watching
 

@@ -17,9 +17,9 @@ from genmodels.evaluation.bootstrap import REPLICATES, Estimate
 from genmodels.evaluation.extractors import extractors_of
 from genmodels.evaluation.tasks import tasks_of
 from genmodels.evaluation.tasks.base import Looks
-from genmodels.jobs import started_by
 from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, digest
 from genmodels.steps.costs import metered
+from genmodels.steps.jobs import started_by
 from genmodels.steps.reports import Tracker, folder, load_report, progress_key, save_report
 from genmodels.steps.train import load_trained, untrained
 from genmodels.storage.objects import store

@@ -26,12 +26,12 @@ from genmodels.evaluation.bootstrap import mean
 from genmodels.evaluation.images import as_stored
 from genmodels.evaluation.pictures import SHEET_IMAGES, grid, samples_shown
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
-from genmodels.jobs import started_by, this_job
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
 from genmodels.settings import settings
 from genmodels.spec import Alarm, Progress, RunSpec, TrainReport, is_points
 from genmodels.steps.costs import metered
+from genmodels.steps.jobs import started_by, this_job
 from genmodels.steps.reports import (
     ProgressWriter,
     clear_failure,

@@ -16,10 +16,10 @@ from fault_proxy import FaultProxy
 from waiting import wait_for
 
 from genmodels.errors import GenmodelsError
-from genmodels.jobs import Job, RayJobs, attach_or_submit
 from genmodels.settings import settings
 from genmodels.spec import RunSpec, TrainReport
 from genmodels.stack.local import LocalStack
+from genmodels.steps.jobs import Job, RayJobs, attach_or_submit
 from genmodels.steps.prepare import prepare
 from genmodels.steps.prune import prune
 from genmodels.steps.reports import folder, load_report, read_progress

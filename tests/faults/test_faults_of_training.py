@@ -24,8 +24,8 @@ from private_stack import (
 from waiting import wait_for
 
 from genmodels.errors import SpecError
-from genmodels.jobs import attach_or_submit
 from genmodels.spec import RunSpec, TrainReport
+from genmodels.steps.jobs import attach_or_submit
 from genmodels.tracking.runs import queue_folder
 
 pytestmark = LONG

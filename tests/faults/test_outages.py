@@ -20,8 +20,8 @@ from private_stack import IMAGES, LONG, PATIENCE, SMALL, PrivateStack, assert_cl
 from sklearn.datasets import load_digits
 from waiting import wait_for
 
-from genmodels.jobs import latest_job
 from genmodels.spec import PrepareReport, RunSpec
+from genmodels.steps.jobs import latest_job
 from genmodels.steps.reports import load_report
 from genmodels.steps.resolve import resolve
 

@@ -13,9 +13,9 @@ from fault_proxy import FaultProxy
 from private_stack import IMAGES, PATIENCE, PrivateStack, ended, mlflow_runs, small, wait_for_images
 from waiting import wait_for
 
-from genmodels.jobs import attach_or_submit
 from genmodels.settings import settings
 from genmodels.stack.services import services
+from genmodels.steps.jobs import attach_or_submit
 from genmodels.tracking.rest import TrackingServer
 
 NETWORK, BRIDGE = "10.213.77", "gmbridge"

@@ -14,9 +14,9 @@ import requests
 from playwright.sync_api import Page, expect
 from waiting import wait_for
 
-from genmodels.jobs import RayJobs, latest_job
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, Progress, RunSpec, TrainReport
+from genmodels.steps.jobs import RayJobs, latest_job
 from genmodels.steps.reports import folder, load_report, read_progress
 from genmodels.steps.resolve import resolve
 from genmodels.storage.objects import store

@@ -14,9 +14,9 @@ from prefect.tasks import Task
 
 from flows import steps
 from flows.retrain import retrain
-from genmodels import jobs
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
+from genmodels.steps import jobs
 from genmodels.steps.reports import load_report
 from genmodels.steps.resolve import resolve
 

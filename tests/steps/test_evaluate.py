@@ -18,13 +18,13 @@ from genmodels.evaluation import extractors, reals
 from genmodels.evaluation.extractors import INCEPTION, find_classifier
 from genmodels.evaluation.images import as_stored
 from genmodels.evaluation.pictures import CAPTION_PIXELS, LINE_PIXELS, MARGIN, PLOT_PIXELS, TILE_PIXELS
-from genmodels.jobs import Job, RayJobs
 from genmodels.models.base import Samples
 from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec
 from genmodels.steps import evaluate as step
 from genmodels.steps.costs import costs_of
 from genmodels.steps.evaluate import evaluate
+from genmodels.steps.jobs import Job, RayJobs
 from genmodels.steps.register import register
 from genmodels.steps.reports import folder, load_report, read_progress, report_key
 from genmodels.storage.objects import MissingObject, store

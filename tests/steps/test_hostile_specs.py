@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from genmodels.cli.steps import read_spec
 from genmodels.errors import GenmodelsError, SpecError
-from genmodels.jobs import Job, RayJobs
 from genmodels.models import MODELS
 from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec
+from genmodels.steps.jobs import Job, RayJobs
 from genmodels.steps.reports import folder
 from genmodels.steps.resolve import configured, resolve
 

@@ -9,9 +9,9 @@ import pytest
 from waiting import wait_for
 
 from genmodels.errors import UnavailableError
-from genmodels.jobs import attach_or_submit
 from genmodels.settings import Settings
 from genmodels.spec import RunSpec, TrainReport
+from genmodels.steps.jobs import attach_or_submit
 from genmodels.steps.prepare import prepare
 from genmodels.steps.reports import folder, load_report, read_failure, read_progress, save_failure
 from genmodels.steps.resolve import resolve

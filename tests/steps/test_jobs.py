@@ -12,9 +12,9 @@ from fault_proxy import FaultProxy
 from PIL import Image
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
-from genmodels.jobs import RUNNING, Job, RayJobs, attach_or_submit, latest_job
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RegisterReport, RunSpec
+from genmodels.steps.jobs import RUNNING, Job, RayJobs, attach_or_submit, latest_job
 from genmodels.steps.prepare import prepare
 from genmodels.steps.reports import load_report, save_report
 from genmodels.steps.resolve import resolve
