@@ -3,6 +3,9 @@
 `genmodels.training.looks` shows them the training every so many images, and the loop does what the settings say when a
 value has been beyond its threshold for so many looks in a row. Every model is watched for divergence and for its
 gradients, adversarial ones for the rest too. Most figures in the docstrings are what tests/benchmarks/guards.py prints.
+
+They are of digits. Of 28 other trainings, for the README's tables (16 on the Gaussians, 12 on Fashion-MNIST), one saw
+an alarm, and it was right: the gradient of VQ-VAE-2's top prior vanished, for all images had the same top codes.
 """
 
 import math
