@@ -55,12 +55,22 @@ class Config(AutoencodingConfig, AdversarialConfig, ConditionalConfig, DecayConf
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "cpu": {"images": 3_600_000},  # grey 32x32
+        "cpu": {  # grey 32x32
+            "hidden": (256, 256),
+            "discriminator_hidden": (256, 256),
+            "adversarial_learning_rate": 4e-4,
+            "linear_decay": True,
+            "ema_half_life_images": 40_000,
+            "batch_images": 64,
+            "images": 2_000_000,
+        },
         "demo": {
             "hidden": (256, 256),
             "discriminator_hidden": (128, 128),
             "latent": 6,
-            "adversarial_learning_rate": 1e-3,
+            "adversarial_learning_rate": 4e-4,
+            "linear_decay": True,
+            "ema_half_life_images": 10_000,
             "batch_images": 64,
             "images": 400_000,
         },
