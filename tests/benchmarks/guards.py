@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "healthy, non-saturating": {},
     "healthy, hinge": {"adversarial_loss": "hinge"},
     "healthy, WGAN-GP": {"adversarial_loss": "wgan_gp", "r1_gamma": 0.0},
+    "healthy, latent of two dimensions": {"latent": 2},
     "latent of one dimension": {"latent": 1},
     "discriminator 100 times as fast": {"discriminator_learning_rate": 0.1},
     "generator 100 times as fast": {"generator_learning_rate": 0.2},
