@@ -10,6 +10,7 @@ import pytest
 import genmodels
 from genmodels.errors import SpecError
 from genmodels.models import MODELS
+from genmodels.spec import GuardsSpec
 from genmodels.steps.resolve import resolve, sources
 
 COLOR = ['training.augmentations=["color"]']
@@ -33,7 +34,7 @@ def test_dots_lead_into_groups_of_settings():
     )
     guards = spec.training.guards
     assert (guards.mode_collapse.action, guards.warm_up) == ("warn", 0.0)
-    assert guards.mode_collapse.threshold == 10.0, "the default"
+    assert guards.mode_collapse.threshold == GuardsSpec().mode_collapse.threshold
 
 
 @pytest.mark.parametrize(
