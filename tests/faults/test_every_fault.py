@@ -83,7 +83,7 @@ FAULTS: dict[int, tuple[str, list[str | Not]]] = {
     13: (
         "two runs of the same overlap",
         [
-            "test_jobs.py::test_two_submitters_at_once_have_one_job",
+            "steps/test_jobs.py::test_two_submitters_at_once_have_one_job",
             "faults/test_soak.py::test_random_kills_change_nothing",
             "faults/test_outages.py::test_the_same_run_started_twice_at_once",
             "flows/test_deployments.py::test_serving_and_prefect_deploy_publish_the_same",
@@ -228,7 +228,7 @@ FAULTS: dict[int, tuple[str, list[str | Not]]] = {
         [
             "test_stack.py::test_nothing_listens_off_the_loopback_interface",
             "test_stack.py::test_with_logins_every_public_port_asks_for_them_and_no_other_port_is_public",
-            "test_jobs.py::test_a_wrong_token_is_refused_in_one_sentence",
+            "steps/test_jobs.py::test_a_wrong_token_is_refused_in_one_sentence",
             "training/test_loop.py::test_an_interrupted_training_ends_bit_for_bit_like_a_quiet_one",
         ],
     ),
