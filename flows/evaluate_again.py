@@ -26,6 +26,8 @@ def evaluate_again(registered_model: str | None = None) -> State:
     """
     try:
         registry = Registry()
+        if registered_model:
+            registry.aliases(registered_model)  # raises for one that is unknown, of which there would be no version
         versions = registry.versions(registered_model or "")
         known = [(version, spec) for version in versions if (spec := spec_of(version))]
         rows = [_row(version, spec, registry) for version, spec in known]

@@ -259,5 +259,9 @@ def test_what_cannot_be_is_refused_in_one_sentence(stack: Settings):
     assert str(missing.message).startswith(
         "No champion was changed: Unknown registered model 'progressive_gan.nowhere'"
     )
+    for name in ("progressive_gan.nowhere", "it's"):
+        unknown = evaluate_again(name, return_state=True)
+        assert unknown.is_failed()
+        assert str(unknown.message).startswith(f"Unknown registered model {name!r}")
     state = watch_dataset("progressive_gan", "photos", return_state=True)
     assert str(state.message).startswith("Nothing was started: progressive_gan learns from one set of images")
