@@ -38,6 +38,7 @@ from genmodels.steps.resolve import resolve
 from genmodels.tracking.promotion import appoint
 
 pytestmark = pytest.mark.timeout(300)
+STALL_SECONDS = 40  # more than a busy Prefect keeps an event waiting
 KINDS = {"failure", "crash", "cancellation", "approval", "missed-schedule", "gate-refusal", "no-progress"}
 
 
@@ -149,7 +150,7 @@ def step(name: str, pace: int, seconds: float) -> None:
 
 
 @flow(name="moving")
-def move(pace: int, seconds: float = 40) -> None:
+def move(pace: int, seconds: float = STALL_SECONDS + 20) -> None:
     step("moving" if pace else "standing", pace, seconds)
 
 
@@ -218,7 +219,7 @@ def test_each_alert_arrives_at_a_receiver(
 ):
     address, received = receiver
     Webhook(url=address).save("receiver", overwrite=True)  # pyright: ignore[reportArgumentType]
-    configure(alert_block="webhook/receiver", alert_minutes=str(20 / 60))
+    configure(alert_block="webhook/receiver", alert_minutes=str(STALL_SECONDS / 60))
     monkeypatch.setattr(events, "BEAT_SECONDS", 2.0)
     assert set(alerts.publish(["retrain", "moving"]).values()) == {"created"}
     retraining, mover = deployed(retrain).apply(), deployed(move).apply()
