@@ -155,7 +155,7 @@ class MissingClasses(Guard):
     an image, made or real, is of the class of the nearest among other real ones: about 1 if the model makes all
     classes, ln 1000 / ln 100 = 1.5 for 100 of 1,000. On digits 9 healthy models of three losses ended at 1.0 to 1.2,
     and two that were shown too few of 1,000 stacks of three digits at 1.7; those whose players both learn 100 times too
-    fast ended at 1.9 and more. One that learns slowly is as high at first (WGAN-GP's were at 2.4 for three looks), so
+    fast ended at 1.7 and more. One that learns slowly is as high at first (WGAN-GP's were at 2.4 for three looks), so
     that by default it is a warning."""
 
     name = "missing_classes"
