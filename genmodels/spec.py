@@ -63,7 +63,7 @@ class GuardsSpec(Record):
         description="of a loss; one that is not finite is rolled back even where this is off or warn",
     )
     gradient_norm: GuardSpec = GuardSpec(action="warn", threshold=30.0)
-    mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=30.0, looks=5)
+    mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
     low_diversity: GuardSpec = GuardSpec(action="warn", threshold=10.0, looks=5)
     missing_classes: GuardSpec = GuardSpec(action="warn", threshold=3.5)
     strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)

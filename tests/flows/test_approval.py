@@ -186,7 +186,7 @@ def test_a_collapsed_training_is_told_of_and_refused_and_nobody_is_asked(stack: 
     wanted = {"event": {"name": ["genmodels.guard.mode_collapse"]}, "resource": resource}
     [event] = wait_for(lambda: prefect(stack, "events/filter", filter=wanted)["events"])
     assert event["payload"]["action"] == "warn"
-    assert event["payload"]["value"] > event["payload"]["threshold"] == 30.0
+    assert event["payload"]["value"] > event["payload"]["threshold"] == 10.0
     version = Registry().find(outcome.model_uri)
     assert version.tags["gate.verdict"] == "refused"
     assert "mode_collapse" in version.tags["guard.objections"].split(", ")
