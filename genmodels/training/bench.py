@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
+from genmodels.errors import DivergedError
 from genmodels.losses import zero_centred_gradient_penalty
 from genmodels.models.base import GenerativeModel, Input, Stage
 from genmodels.spec import Record, TrainingSpec
-from genmodels.training.engine import Engine, Position
+from genmodels.training.engine import Engine, NonFiniteLoss, Position
 
 ROWS = 64
 BLOCKS = 5
@@ -42,6 +43,7 @@ class BenchReport(Record):
     least_flops_per_image: float | None = Field(description="what the algorithm cannot do without")
     gflops_per_second: float
     peak_memory_mib: float
+    losses: dict[str, float] = Field(description="mean of each over all steps")
 
 
 def bench(
@@ -63,20 +65,27 @@ def bench(
         threads: of torch; unchanged if not given.
         training: engine settings.
         say: is told what is going on.
+
+    Raises:
+        DivergedError: if a loss was not finite, for then the steps were not the model's.
     """
     if threads:
         torch.set_num_threads(threads)
     stage = model.stages[-1]
     engine = endless_engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
-    say("counting FLOPs")
-    flops, passes = _flops(engine)
     shown = engine.stage.batch_images
     blocks = []
-    for block in range(BLOCKS + 1):
-        say(f"block {block} of {BLOCKS}" if block else "warming up")
-        seconds = _seconds(engine, steps)
-        if block:
-            blocks.append(steps * shown / seconds)
+    try:
+        say("counting FLOPs")
+        flops, passes = _flops(engine)
+        for block in range(BLOCKS + 1):
+            say(f"block {block} of {BLOCKS}" if block else "warming up")
+            seconds = _seconds(engine, steps)
+            if block:
+                blocks.append(steps * shown / seconds)
+        losses = engine.losses()
+    except NonFiniteLoss as error:
+        raise DivergedError(f"{error}; the rate of such steps means nothing, so take other settings.") from error
     rate = statistics.median(blocks)
     peak_memory = _peak_memory(engine.device)  # of training, not of what follows
     return BenchReport(
@@ -92,6 +101,7 @@ def bench(
         least_flops_per_image=model.least_flops(passes),
         gflops_per_second=flops / shown * rate / 1e9,
         peak_memory_mib=peak_memory / 2**20,
+        losses=losses,
     )
 
 

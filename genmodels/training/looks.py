@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmodels.models.base import Density, Input, Samples, Translates, scaled
+from genmodels.models.base import Density, Encodes, Input, Samples, Translates, scaled
 from genmodels.spec import Alarm
 from genmodels.training.engine import Engine, NonFiniteLoss, Position, Totals, means
 from genmodels.training.guards import GUARDS, Divergence, Guard, Look, parts
@@ -106,12 +106,11 @@ class Guards:
         if self._stage != engine.stage.name:
             self._begin_stage(engine.stage.name)
         totals = engine.totals()
-        images = self._images() if any(guard.looks_at_images for guard in guards) else []
-        if engine.workers.rank == 0:
-            look = Look(means(totals, self._since), images, self._real[2] if images else None)
-            measured = [guard.measure(look) for guard in guards]
-        else:
-            measured = [0.0] * len(guards)
+        look = Look(means(totals, self._since))
+        if any(guard.looks_at_images for guard in guards):
+            look = self._with_images(look)
+        first = engine.workers.rank == 0
+        measured = [guard.measure(look) if first else 0.0 for guard in guards]
         values = [math.nan if value is None else value for value in measured]
         together = engine.workers.sum(torch.tensor(values, dtype=torch.float64, device=engine.device)).tolist()
         self._since = totals
@@ -119,18 +118,21 @@ class Guards:
             if not math.isnan(value):
                 guard.value = value
 
-    def _images(self) -> list[tuple[Tensor, Tensor]]:
-        """Real images beside made ones, in which what is not finite is taken for grey, for models that learn from a
-        discriminator; nothing on the other workers."""
+    def _with_images(self, look: Look) -> Look:
+        """The look with real images beside made ones, in which what is not finite is taken for grey, for models that
+        learn from a discriminator; with nothing on the other workers."""
         model = self._engine.model
         if model.density is not Density.IMPLICIT or not isinstance(model, Samples | Translates):
-            return []
-        real = self._real_images()
+            return look
+        real, reconstructed = self._real_images(), None
         if self._engine.workers.rank:
-            return []
+            return look
         with self._engine.previewing() as model:
             if isinstance(model, Samples):
                 pairs = [(real["image"], _sampled(model, real["image"]))]
+                if isinstance(model, Encodes):
+                    shown = torch.cat([model.decode(model.encode(part)) for part in parts(real["image"])])
+                    reconstructed = finite(shown)
             else:
                 assert isinstance(model, Translates)
                 pairs = [
@@ -139,7 +141,12 @@ class Guards:
                     for target in model.domains
                     if source != target
                 ]
-        return [(real, made.float().nan_to_num(0.0, 0.0, 0.0)) for real, made in pairs]
+        return replace(
+            look,
+            images=[(real, finite(made)) for real, made in pairs],
+            labelled=self._real[2],
+            reconstructed=reconstructed,
+        )
 
     def _real_images(self) -> dict[str, Tensor]:
         """The first training images of the stage, each once, by their name in a batch. Where the data have classes,
@@ -175,6 +182,11 @@ def first_of_each(images: Tensor) -> Tensor:
     _, places = images.unique(dim=0, return_inverse=True)
     rows = torch.arange(len(images), device=images.device)
     return rows.new_full((int(places.max()) + 1,), len(images)).scatter_reduce(0, places, rows, "amin").sort().values
+
+
+def finite(images: Tensor) -> Tensor:
+    """Images in which what is not finite is grey."""
+    return images.float().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _sampled(model: Samples, real: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from genmodels.errors import DivergedError
 from genmodels.models import build
 from genmodels.models.base import DataInfo
 from genmodels.spec import TrainingSpec
@@ -50,6 +51,13 @@ def test_a_precision_changes_no_count():
     bf16, fp32 = (bench("infogan", model, steps=1, training=TrainingSpec(precision=p)) for p in ("bf16", "fp32"))
     assert bf16.flops_per_image == fp32.flops_per_image
     assert bf16.least_flops_per_image == fp32.least_flops_per_image
+
+
+def test_losses_are_told_and_have_to_be_finite():
+    losses = benched("gan").losses
+    assert 0 < losses["discriminator/loss"] < 3, "2 ln 2 of one that cannot tell"
+    with pytest.raises(DivergedError, match="update's 'adversarial' is not finite"):
+        benched("gan", discriminator_learning_rate=1e38)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -20,7 +20,8 @@ from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.errors import DivergedError
 from genmodels.models import gan
-from genmodels.models.base import DataInfo, scaled
+from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
+from genmodels.models.base import DataInfo, GenerativeModel, scaled
 from genmodels.nn.normalization import BatchNorm
 from genmodels.spec import Alarm, GuardSpec, GuardsSpec, TrainingSpec
 from genmodels.storage.objects import store
@@ -55,6 +56,15 @@ BUDGET: dict[str, Any] = {
     "r1_gamma": 1.0,
     "r1_interval_steps": 4,
     "ema_half_life_images": 1_000,
+}
+CODER: dict[str, Any] = {
+    "resolution": 8,
+    "latent": 2,
+    "hidden": (64, 64),
+    "discriminator_hidden": (64, 64),
+    "adversarial_learning_rate": 1e-3,
+    "batch_images": 64,
+    "images": 64_000,
 }
 
 
@@ -91,13 +101,14 @@ def small_engine(
     seed: int = 0,
     guards: GuardsSpec | None = None,
     training: Any = None,
-    model: type[SmallGAN] = SmallGAN,
+    model: type[GenerativeModel] = SmallGAN,
+    budget: Mapping[str, Any] = BUDGET,
     **changes: Any,
 ) -> Engine:
     workers = Workers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = model(gan.Config.model_validate(BUDGET | changes), DataInfo(channels=1, classes=10))
+        made = model(model.Config.model_validate({**budget, **changes}), DataInfo(channels=1, classes=10))
     place = {"seed": seed, "rank": workers.rank, "size": workers.size}
     return Engine(
         made,
@@ -131,6 +142,7 @@ def test_mode_collapse_compares_the_distances_of_nearest_neighbours():
     assert guard.measure(Look({}, [(real, real), (real, real / 4)])) == pytest.approx(4.0), (
         "the worst of two directions"
     )
+    assert guard.measure(Look({}, [(real, real / 10)], reconstructed=real / 5 + 7)) == pytest.approx(2.0)
     assert guard.measure(Look({})) is None
 
 
@@ -315,6 +327,32 @@ def test_most_discriminators_that_learn_too_fast_are_found():
     """Eleven small models whose discriminator learns 100 times too fast: what becomes of each is chaos."""
     verdicts = [verdict(small_engine(seed, stopping(), discriminator_learning_rate=0.1)) for seed in range(11)]
     assert sum(alarm for alarm, _ in verdicts) > len(verdicts) / 2
+
+
+def test_a_surface_of_images_is_no_collapse_where_it_is_an_autoencoders():
+    """Three small adversarial autoencoders with codes of two dimensions."""
+    coders = [small_engine(seed, stopping(), model=AdversarialAutoencoder, budget=CODER) for seed in range(3)]
+    assert [verdict(coder) for coder in coders] == [(False, False)] * 3
+
+
+def test_an_autoencoder_whose_codes_lie_far_beyond_its_prior_repeats_itself():
+    """Codes that are 1,000 times as large, and a decoder that divides them: what it reconstructs is the same, and what
+    it draws is 1,000 times closer together, as its layers are piecewise linear."""
+    run = small_engine(guards=warning(), model=AdversarialAutoencoder, budget=CODER)
+    before = train(run).values["mode_collapse"]
+    model = run.model
+    assert isinstance(model, AdversarialAutoencoder)
+    with torch.no_grad():
+        codes = [module for module in model.encoder.modules() if isinstance(module, nn.Linear)][-1]
+        first = next(module for module in model.decoder.modules() if isinstance(module, nn.Linear))
+        for parameter in (codes.weight, codes.bias):
+            parameter.mul_(1000)
+        first.weight.div_(1000)
+    guards = Guards(run)
+    guards.final_look()
+    assert before < 3
+    assert guards.values["mode_collapse"] > 100
+    assert "mode_collapse" in guards.beyond
 
 
 ALWAYS = {"threshold": 1e-6, "looks": 2}
