@@ -112,8 +112,12 @@ class Registry:
         """The one version of the run key in `tags`, made if there is none.
 
         MLflow numbers versions in the order in which they are made, so if a second one is made (by another process,
-        or because an answer was lost) whoever made it sees the first, and the first is the one that stays.
+        or because an answer was lost) whoever made it sees the first, and the first is the one that stays. Versions
+        whose logged model somebody deleted point to nothing, and are removed.
         """
+        for version in self.versions(name, tags["run_key"]):
+            if self.logged_model(version.model_id) is None:
+                self._remove(version)
         if not (versions := self.versions(name, tags["run_key"])):
             with suppress(EntityExists):
                 self.server.post("registered-models/create", name=name, description=summary)
@@ -129,10 +133,13 @@ class Registry:
             versions = self.versions(name, tags["run_key"])
         first, *others = versions
         for other in others:
-            self.server.send(
-                "DELETE", "mlflow/model-versions/delete", json={"name": name, "version": str(other.version)}
-            )
+            self._remove(other)
         return first
+
+    def _remove(self, version: ModelVersion) -> None:
+        which = {"name": version.name, "version": str(version.version)}
+        with suppress(MissingEntity):  # another process was first
+            self.server.send("DELETE", "mlflow/model-versions/delete", json=which)
 
     def logged_model(self, model_id: str) -> dict[str, Any] | None:
         """What MLflow says of a logged model; None if it knows none of that id."""

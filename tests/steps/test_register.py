@@ -62,11 +62,13 @@ def test_two_at_once_and_a_lost_report_make_one_version(tracking: Settings):
     assert len({(metric["value"], metric["step"]) for metric in history["metrics"]}) == 1
 
 
-def test_a_model_that_was_deleted_from_mlflow_is_logged_anew(tracking: Settings):
-    spec, registry = finished_run(seed=108), Registry()
+@pytest.mark.parametrize(("seed", "with_version"), [(108, True), (109, False)])
+def test_a_model_that_was_deleted_from_mlflow_is_logged_anew(tracking: Settings, seed: int, with_version: bool):
+    spec, registry = finished_run(seed=seed), Registry()
     gone = registry.find(register(spec).model_uri)
     server = registry.server
-    server.send("DELETE", "mlflow/model-versions/delete", json={"name": gone.name, "version": str(gone.version)})
+    if with_version:
+        server.send("DELETE", "mlflow/model-versions/delete", json={"name": gone.name, "version": str(gone.version)})
     server.send("DELETE", f"mlflow/logged-models/{gone.model_id}")
     assert registry.logged_model(gone.model_id) is None
     store().delete([report_key("register", spec)])
