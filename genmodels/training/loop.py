@@ -96,8 +96,8 @@ class _Loop:
             self.alarms = [Alarm.model_validate(alarm) for alarm in state["alarms"]]
             self.seconds_before, self.started = state["seconds"], time.monotonic()
             self.restarts = state["restarts"] + 1
-        elif self.checkpoints:
-            self.save()
+        if self.checkpoints:
+            self.save()  # after a restart the same once more, so that the next one counts this one
         self.images_logged = self.engine.position.images
 
     def agreed(self, find: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -66,9 +66,11 @@ def test_an_interrupted_training_ends_bit_for_bit_like_a_quiet_one(checkpoints: 
     with pytest.raises(Interrupted):
         train(engine(checkpoint_seconds=1e-6), checkpoints, Notes(stop_after_images=200, saved_before=checkpoints))
     checkpoints.wait()
+    with pytest.raises(Interrupted):
+        train(engine(), checkpoints, Notes(stop_after_images=200, saved_before=checkpoints))
     resumed, notes = engine(), Notes()
     outcome = train(resumed, checkpoints, notes)
-    assert outcome.restarts == 1
+    assert outcome.restarts == 2, "the first of which came to no new checkpoint"
     assert min(notes.grids) > 160, "it began again instead of continuing"
     assert torch.equal(flat(resumed.model.state_dict()), flat(quiet.model.state_dict()))
 
