@@ -229,16 +229,27 @@ def _with_own_settings(entered: Sequence[Entry]) -> list[Entry]:
 
 
 def _by_column(report: EvaluationReport) -> dict[str, Metric]:
-    """The model's metrics. A likelihood of 2 levels is none of 256, and one that was told the label is none that was
-    not, so these settings stand in a likelihood's name; its note need not say the levels again."""
-    settings = report.protocol.get("density", {})
-    levels = f", {settings['levels']} levels" if "levels" in settings else ""
-    conditions = levels + (", given the label" if settings.get("given") == "label" else "")
+    """The model's metrics; a likelihood's note need not say the levels that its column says."""
     own = [metric for metric in report.metrics if not BASELINE.fullmatch(metric.name)]
-    own = [metric.model_copy(update={"note": metric.note.removesuffix(levels)}) for metric in own]
+    levels = _levels(report)
     return {
-        f"{metric.name}{conditions}" if _axis_of(metric.name) == "density" else metric.name: metric for metric in own
+        _column_of(metric.name, report): metric.model_copy(update={"note": metric.note.removesuffix(levels)})
+        for metric in own
     }
+
+
+def _column_of(name: str, report: EvaluationReport) -> str:
+    """A likelihood of 2 levels is none of 256, and one that was told the label is none that was not, so these settings
+    stand in the name of a likelihood's column."""
+    if _axis_of(name) != "density":
+        return name
+    told = report.protocol.get("density", {}).get("given") == "label"
+    return f"{name}{_levels(report)}{', given the label' if told else ''}"
+
+
+def _levels(report: EvaluationReport) -> str:
+    settings = report.protocol.get("density", {})
+    return f", {settings['levels']} levels" if "levels" in settings else ""
 
 
 def _axis_of(name: str) -> Axis:
@@ -302,7 +313,7 @@ def _leaderboard(entered: Sequence[Entry], why_apart: str) -> Leaderboard:
         for metric in report.metrics:
             if match := BASELINE.fullmatch(metric.name):
                 what = (match[2] or match[3]).replace("_", " ")
-                baselines.setdefault(match[1], {}).setdefault(what, metric.value)
+                baselines.setdefault(_column_of(match[1], report), {}).setdefault(what, metric.value)
     by_column: dict[str, dict[str, Metric]] = {}
     for contender, _ in entered:
         for column, metric in contender.metrics.items():
@@ -326,7 +337,7 @@ def _column(name: str, metrics: Mapping[str, Metric], baselines: Mapping[str, di
         axis=_axis_of(any_metric.name),
         better=any_metric.better,
         floor=next((metric.floor for metric in metrics.values() if metric.floor is not None), None),
-        baselines=baselines.get(any_metric.name, {}),
+        baselines=baselines.get(name, {}),
         places=places(metrics),
     )
 

@@ -107,14 +107,17 @@ def test_models_of_all_axes_are_ranked_on_those_they_were_judged_on(tracking: Se
 
 
 def test_likelihoods_of_other_levels_or_given_the_label_have_columns_of_their_own(tracking: Settings):
+    """And so has what every pixel for itself scores at as many levels."""
     settings = {"256": {"levels": 256}, "2": {"levels": 2}, "told": {"levels": 2, "given": "label"}}
     for seed, density in enumerate(settings.values()):
-        judged_version("vae", "levels", metric("bits_per_dim", 1.0), protocol={"density": density}, seed=seed)
+        baseline = metric("bits_per_dim_of_independent_pixels", float(density["levels"]))
+        scores = metric("bits_per_dim", 1.0), baseline
+        judged_version("vae", "levels", *scores, protocol={"density": density}, seed=seed)
     [board] = compare("levels", every_version=True).leaderboards
-    assert {column.name: column.places for column in board.columns} == {
-        "bits_per_dim, 256 levels": {"vae v1": 1},
-        "bits_per_dim, 2 levels": {"vae v2": 1},
-        "bits_per_dim, 2 levels, given the label": {"vae v3": 1},
+    assert {column.name: (column.places, column.baselines) for column in board.columns} == {
+        "bits_per_dim, 256 levels": ({"vae v1": 1}, {"independent pixels": 256}),
+        "bits_per_dim, 2 levels": ({"vae v2": 1}, {"independent pixels": 2}),
+        "bits_per_dim, 2 levels, given the label": ({"vae v3": 1}, {"independent pixels": 2}),
     }
 
 
