@@ -90,9 +90,15 @@ def _logarithmic(values: Sequence[float]) -> tuple[Scale, Ticks]:
 
 
 def _labels_apart(points: Sequence[Point]) -> list[Point]:
-    """The same with labels of which none lies on another: from the top, each goes down as far as it must."""
+    """The same with labels of which none lies on another or on a mark: from the top, each goes down as far as it
+    must."""
     placed: list[Point] = []
     for point in sorted(points, key=lambda point: point.y):
-        near = [other.label_y for other in placed if abs(other.x - point.x) < WIDTH - RIGHT]
-        placed.append(point._replace(label_y=max([point.y, *(y + LABEL_HEIGHT for y in near)])))
+        labels = [other.label_y for other in placed if abs(other.x - point.x) < WIDTH - RIGHT]
+        marks = [other.y for other in points if 0 < other.x - point.x < WIDTH - RIGHT]
+        label_y = point.y
+        for taken in sorted(labels + marks):
+            if abs(taken - label_y) < LABEL_HEIGHT:
+                label_y = taken + LABEL_HEIGHT
+        placed.append(point._replace(label_y=label_y))
     return placed

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import pytest
 from judged_version import evaluated, judged_version, metric, spec_of
@@ -17,6 +18,7 @@ from genmodels.settings import Settings
 from genmodels.spec import Metric
 from genmodels.terminal import print_comparison
 from genmodels.tracking import leaderboard
+from genmodels.tracking.chart import LABEL_HEIGHT, RIGHT, WIDTH, chart
 from genmodels.tracking.comparison import Column, Comparison, Contender, Leaderboard, compare
 from genmodels.tracking.registry import ModelVersion
 from genmodels.tracking.rest import TrackingServer
@@ -212,6 +214,29 @@ def test_samples_stand_side_by_side_four_in_a_row():
     assert first[0] == "| gan v1 | dcgan v1 | flow v1 | sngan v1 |"
     assert first[2].startswith("| ![gan v1](data:gan) | ![dcgan v1](data:dcgan) | ![flow v1](data:flow) |")
     assert second == ["| biggan v1 |", "| --- |", "| ![biggan v1](data:biggan) |"]
+
+
+def test_no_label_of_the_chart_lies_on_another_or_on_a_mark():
+    """Thirty models at random, as close as they come."""
+    random = Random(0)
+    models = [
+        contender(f"vae_{index}", metric("fid", random.uniform(0, 100))).model_copy(
+            update={"seconds": random.uniform(30, 900)}
+        )
+        for index in range(30)
+    ]
+    column = Column(
+        name="fid", axis="generation", better="lower", floor=None, baselines={}, places={m.label: 1 for m in models}
+    )
+    drawing = chart(Leaderboard(protocol={}, columns=[column], contenders=models))
+    assert drawing is not None
+    assert len(drawing.points) == 30
+    for point in drawing.points:
+        for other in drawing.points:
+            if other is not point and abs(other.x - point.x) < WIDTH - RIGHT:
+                assert abs(other.label_y - point.label_y) >= LABEL_HEIGHT
+            if 0 < other.x - point.x < WIDTH - RIGHT:
+                assert abs(other.y - point.label_y) >= LABEL_HEIGHT
 
 
 def test_a_note_that_is_too_long_for_mlflow_ends_with_a_whole_row():
