@@ -78,7 +78,7 @@ def _linear(values: Sequence[float]) -> tuple[Scale, Ticks]:
 
 def _logarithmic(values: Sequence[float]) -> tuple[Scale, Ticks]:
     """From left to right, with ticks where people who count seconds, minutes and hours would set them."""
-    marks = sorted({unit * each for unit in (1, 60, 3600) for each in (1, 2, 5, 10, 20, 30, 100, 300)})
+    marks = [unit * each for unit in (1, 60, 3600) for each in (1, 2, 5, 10, 20, 30)] + [100 * 3600, 300 * 3600]
     low = max((mark for mark in marks if mark <= min(values)), default=min(values))
     high = min((mark for mark in marks if mark > max(values)), default=2 * max(values))
 

@@ -230,6 +230,12 @@ def test_no_label_of_the_chart_lies_on_another_or_on_a_mark():
     )
     drawing = chart(Leaderboard(protocol={}, columns=[column], contenders=models))
     assert drawing is not None
+    assert [leaderboard.duration(seconds) for _, seconds in drawing.x_ticks] == [
+        "30 s",
+        "60 s",
+        *("2 min", "5 min"),
+        *("10 min", "20 min"),
+    ]
     assert len(drawing.points) == 30
     for point in drawing.points:
         for other in drawing.points:
