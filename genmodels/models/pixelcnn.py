@@ -39,7 +39,7 @@ class Config(AutoregressiveConfig, ConditionalConfig):
             "head_features": 64,
             "learning_rate": 3e-3,
             "batch_images": 32,
-            "images": 240_000,
+            "images": 120_000,
             "ema_half_life_images": 10_000,
         },
         "demo": {

@@ -42,7 +42,7 @@ class Config(AutoregressiveConfig):
             "head_features": 32,
             "learning_rate": 3e-3,
             "batch_images": 64,
-            "images": 300_000,
+            "images": 120_000,
             "ema_half_life_images": 10_000,
         },
         "demo": {

@@ -39,8 +39,8 @@ class Config(AutoencodingConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "convolutional": {"architecture": "convolutional"},
-        "cpu": {"images": 12_000_000},  # binarised 32x32
-        "cpu_convolutional": {"architecture": "convolutional", "width": 16, "images": 3_000_000},
+        "cpu": {"images": 1_000_000},  # binarised 32x32
+        "cpu_convolutional": {"architecture": "convolutional", "width": 16, "images": 400_000},
         "demo": {
             "architecture": "convolutional",
             "width": 16,

@@ -85,7 +85,7 @@ class Config(ConditionalConfig):
             "code_dimensions": 16,
             "learning_rate": 1e-3,
             "batch_images": 64,
-            "images": 300_000,
+            "images": 100_000,
             "prior_features": 64,
             "prior_layers": 6,
             "prior_kernel": 3,
@@ -95,7 +95,7 @@ class Config(ConditionalConfig):
             "conditioning_blocks": 2,
             "prior_learning_rate": 2e-3,
             "prior_batch_images": 64,
-            "prior_images": 180_000,
+            "prior_images": 60_000,
             "prior_ema_half_life_images": 8_000,
         },
         "demo": {
