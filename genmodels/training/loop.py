@@ -97,6 +97,7 @@ class _Loop:
             self.seconds_before, self.started = state["seconds"], time.monotonic()
             self.restarts = state["restarts"] + 1
         if self.checkpoints:
+            self.engine.workers.sum(torch.zeros(1, device=self.engine.device))  # all have read what is written anew
             self.save()  # after a restart the same once more, so that the next one counts this one
         self.images_logged = self.engine.position.images
 
