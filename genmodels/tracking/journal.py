@@ -1,5 +1,6 @@
 """A queue in a file: what is appended survives the process, whatever end it meets."""
 
+import errno
 import json
 import os
 import threading
@@ -30,10 +31,13 @@ class Journal:
         self._drop_half_line()
 
     def append(self, entries: list[Entry]) -> None:
-        """Add the entries, in one write; OSError if the disk is full."""
+        """Add the entries, in one write; OSError if the disk is full, and then none of them."""
         lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
         with self._lock:
-            self._file.write(lines)
+            before = os.fstat(self._file.fileno()).st_size
+            if self._file.write(lines) < len(lines):  # a disk that is nearly full takes a part, and says nothing
+                self._file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def first(self, count: int) -> tuple[list[Entry], int]:
         """The oldest entries, at most `count`, and the mark up to which `drop` drops them."""

@@ -20,6 +20,7 @@ from genmodels.steps.prepare import prepare
 from genmodels.steps.prune import prune
 from genmodels.steps.resolve import resolve
 from genmodels.storage.objects import TRANSFER, ObjectStore, store
+from genmodels.tracking.journal import Entry, Journal
 from genmodels.tracking.runs import MetricsQueue
 from genmodels.training.checkpoints import Checkpoints
 
@@ -66,6 +67,25 @@ def small_disk(configure: Callable[..., None], tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_journal_on_a_disk_that_has_room_for_a_part_of_what_is_appended(small_disk: Path):
+    """All of it is refused, what was there before stays as it was, and what comes after is read whole."""
+    small, large = [Entry(0, 1, "loss", 0.5)], [Entry(0, 2, f"loss {i}", 0.5) for i in range(1000)]
+    journal = Journal(small_disk / "journal.jsonl")
+    journal.append(small)
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(bytes(free - (8 << 10)))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        journal.append(large)
+    assert journal.first(9)[0] == small
+
+    filler.unlink()
+    journal.append(large)
+    assert journal.first(9999)[0] == small + large
+    journal.close()
 
 
 def test_a_full_disk_on_a_node(
