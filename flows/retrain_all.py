@@ -88,7 +88,7 @@ def retrain_all(
                 started.append(_start(len(started), waiting.pop(0)))
             time.sleep(POLL_SECONDS)
             started = [run if _is_final(run) else client.read_flow_run(run.id) for run in started]
-    models_side_by_side(dataset, every_version=bool(variants))
+    models_side_by_side(dataset, every_version=bool(variants) or len(seeds) > 1)
     return _summary(started)
 
 

@@ -84,6 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["sample", "progressive_gan.digits"], "is not a model's address"),
         (["sample", "models:/gan.digits/1", "--truncation", "0"], "the largest |z| and above 0, not 0.0"),
         (["sample", "models:/gan.digits/1", "--truncation", "nan"], "the largest |z| and above 0, not nan"),
+        (["sample", "models:/gan.digits/1", "--temperature", "-1"], "finite and not below 0, not -1.0"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], says: str) -> None:

@@ -31,6 +31,9 @@ def sample(
         float | None,
         typer.Option(help="Largest |z| of the normal numbers in a latent: less makes images likelier and more alike."),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Standard deviation of those numbers: below 1 does so too, as is usual for flows.")
+    ] = 1.0,
     out: Out = Path("grid.png"),
 ) -> None:
     """Draw images from a registered model into one picture."""
@@ -40,7 +43,7 @@ def sample(
     from genmodels.tracking.registry import sample
 
     with working(f"sampling {model_uri}"):
-        images = sample(model_uri, n, seed=seed, truncation=truncation)
+        images = sample(model_uri, n, seed=seed, truncation=truncation, temperature=temperature)
         save(grid(images, columns=math.ceil(math.sqrt(n))), out)
     console.print(f"{n} images of {model_uri} are in {out}.")
 

@@ -130,10 +130,10 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 class ExportedModel(PythonModel):
     """Images are uint8, (N, H, W, C), and points float32 in [-1, 1], (N, 1, 1, 2). A model that samples takes a column
-    `seed` (and `label`, where it knows classes) and the parameter `truncation`, the largest |z| of the standard normal
-    numbers that it draws; one that translates takes images and the parameter `to`, one of its domains; one that
-    reconstructs gives images back from their codes, as every model with codes does by `encode` and `decode`; one that
-    classifies gives logits."""
+    `seed` (and `label`, where it knows classes) and the parameters `truncation`, the largest |z| of the standard normal
+    numbers that it draws, and `temperature`, their standard deviation; one that translates takes images and the
+    parameter `to`, one of its domains; one that reconstructs gives images back from their codes, as every model with
+    codes does by `encode` and `decode`; one that classifies gives logits."""
 
     _skip_type_hint_validation = True  # else MLflow warns of a `predict` without type hints at every load
 
@@ -160,22 +160,34 @@ class ExportedModel(PythonModel):
             return self._run(self.programs["logits"], [_scaled(np.asarray(model_input))]).numpy()
         seeds = [int(seed) for seed in model_input["seed"]]
         labels = [int(label) for label in model_input["label"]] if "label" in model_input else None
-        return self.sample(seeds, labels, (params or {}).get("truncation"))
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        return self.sample(seeds, labels, **given)
 
-    def sample(self, seeds: list[int], labels: list[int] | None = None, truncation: float | None = None) -> np.ndarray:
+    def sample(
+        self,
+        seeds: list[int],
+        labels: list[int] | None = None,
+        truncation: float | None = None,
+        temperature: float = 1.0,
+    ) -> np.ndarray:
         """The images of these seeds; labels are drawn by the seed where none are given. With a truncation the standard
-        normal numbers lie within it, and images are nearer to the average one (Brock et al. 2019, section 3.1)."""
+        normal numbers lie within it, and images are nearer to the average one (Brock et al. 2019, section 3.1); with a
+        temperature below 1 they are all that much smaller (Kingma & Dhariwal 2018, section 6)."""
         classes = self.facts["classes"]
         if labels is not None and not (len(labels) == len(seeds) and all(0 <= label < classes for label in labels)):
             raise ValueError(f"Expected a label for each of the {len(seeds)} seeds, from 0 to {classes - 1}.")
-        check_truncation(truncation)
-        if truncation is not None and all(entry["kind"] != "randn" for entry in self.facts["draws"]):
+        check_latents(truncation, temperature)
+        changed = truncation is not None or temperature != 1
+        if changed and all(entry["kind"] != "randn" for entry in self.facts["draws"]):
             raise ValueError(
                 "This model draws no standard normal numbers, only uniform ones, which have no tails to cut off; leave "
-                "the truncation out."
+                "truncation and temperature out."
             )
         return self.of_draws(
-            [self.draws(seed, labels[row] if labels else None, truncation) for row, seed in enumerate(seeds)]
+            [
+                self.draws(seed, labels[row] if labels else None, truncation, temperature)
+                for row, seed in enumerate(seeds)
+            ]
         )
 
     def of_draws(self, rows: list[list[Tensor]]) -> np.ndarray:
@@ -201,15 +213,19 @@ class ExportedModel(PythonModel):
             raise ValueError("This model has no codes of images.")
         return self.programs[name]
 
-    def draws(self, seed: int, label: int | None = None, truncation: float | None = None) -> list[Tensor]:
+    def draws(
+        self, seed: int, label: int | None = None, truncation: float | None = None, temperature: float = 1.0
+    ) -> list[Tensor]:
         """What the model itself draws, in the same order, for one image with a generator of this seed; and the label,
-        if it knows classes. The truncation draws nothing more."""
+        if it knows classes. Truncation and temperature draw nothing more."""
         generator = torch.Generator().manual_seed(seed)
-        draw = {"randn": torch.randn, "rand": torch.rand}
-        row = [draw[entry["kind"]](1, *entry["shape"], generator=generator) for entry in self.facts["draws"]]
-        if truncation is not None:
-            kinds = [entry["kind"] for entry in self.facts["draws"]]
-            row = [_truncated(z, truncation) if kind == "randn" else z for kind, z in zip(kinds, row, strict=True)]
+        row = []
+        for entry in self.facts["draws"]:
+            if entry["kind"] == "randn":
+                normal = torch.randn(1, *entry["shape"], generator=generator)
+                row.append(temperature * (normal if truncation is None else _truncated(normal, truncation)))
+            else:
+                row.append(torch.rand(1, *entry["shape"], generator=generator))
         if self.facts["classes"]:
             drawn = torch.randint(self.facts["classes"], (1,), generator=generator)
             row.append(drawn if label is None else torch.tensor([label]))
@@ -223,10 +239,12 @@ class ExportedModel(PythonModel):
         return torch.cat([program(*batch).cpu() for batch in batches])[:count]
 
 
-def check_truncation(truncation: float | None) -> None:
-    """Raises ValueError if no standard normal number could lie within it."""
+def check_latents(truncation: float | None, temperature: float) -> None:
+    """Raises ValueError if no standard normal number could lie within the truncation or have that deviation."""
     if truncation is not None and not truncation > 0:
         raise ValueError(f"The truncation is the largest |z| and above 0, not {truncation}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"The temperature is a standard deviation, finite and not below 0, not {temperature}.")
 
 
 def _truncated(normal: Tensor, limit: float) -> Tensor:

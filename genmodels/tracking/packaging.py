@@ -139,7 +139,7 @@ def _signature(facts: dict[str, Any]) -> tuple[Any, Any]:
     if facts["kind"] == "samples":
         labels = [ColSpec("long", "label", required=False)] if facts["classes"] else []
         example = pd.DataFrame({"seed": [0, 1]} | ({"label": [0, 1]} if labels else {}))
-        params = ParamSchema([ParamSpec("truncation", "double", None)])
+        params = ParamSchema([ParamSpec("truncation", "double", None), ParamSpec("temperature", "double", 1.0)])
         return ModelSignature(Schema([ColSpec("long", "seed"), *labels]), images, params), example
     if facts["kind"] == "reconstructs":
         return ModelSignature(images, images), ramp

@@ -213,17 +213,24 @@ def load(model_uri: str) -> Any:
 
 
 def sample(
-    model_uri: str, n: int, *, seed: int = 0, labels: Sequence[int] | None = None, truncation: float | None = None
+    model_uri: str,
+    n: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    truncation: float | None = None,
+    temperature: float = 1.0,
 ) -> np.ndarray:
     """n images, uint8 (n, H, W, C), or points, float32 (n, 1, 1, 2); the same seed gives the same ones, and more of
     them begin with the same.
 
-    `truncation` is the largest |z| of a standard normal number that is drawn. Raises SpecError if the model draws none.
+    `truncation` is the largest |z| of a standard normal number that is drawn, `temperature` their standard deviation.
+    Raises SpecError if the model draws none.
     """
-    from genmodels.tracking.exported_model import check_truncation
+    from genmodels.tracking.exported_model import check_latents
 
     try:
-        check_truncation(truncation)  # before the model is fetched
+        check_latents(truncation, temperature)  # before the model is fetched
     except ValueError as error:
         raise SpecError(str(error)) from error
     model = load(model_uri)
@@ -237,7 +244,7 @@ def sample(
     if labels is not None and not model.facts["classes"]:
         raise SpecError(f"{model_uri} knows no classes; leave the labels out.")
     try:
-        return model.sample(seeds_of(seed, n), None if labels is None else list(labels), truncation)
+        return model.sample(seeds_of(seed, n), None if labels is None else list(labels), truncation, temperature)
     except ValueError as error:
         raise SpecError(str(error)) from error
 

@@ -122,16 +122,42 @@ def test_truncated_images_are_those_of_truncated_latents(tmp_path: Path):
     assert np.array_equal(export.predict(None, {"seed": [9]}, {"truncation": None}), export.sample([9]))
 
 
+def test_cold_images_are_those_of_smaller_latents(tmp_path: Path):
+    model, export = exported(tmp_path, "flow", channels=1)
+    generator = torch.Generator().manual_seed(9)
+    latent = model.prior(1, generator=generator)  # type: ignore[operator]
+    own = as_uint8(model.decode(0.5 * latent))  # type: ignore[operator]
+    step = 255 // 16 + 1  # between the levels that samples are rounded to
+    assert abs(export.predict(None, {"seed": [9]}, {"temperature": 0.5}).astype(int) - own).max() <= step
+    assert np.array_equal(*export.sample([9, 10], temperature=0.0)), "all are the image of the code 0"
+    assert not np.array_equal(*export.sample([9, 10], temperature=0.5))
+
+
+def test_a_temperature_scales_what_a_truncation_leaves_and_no_uniform_number():
+    model = drawing({"kind": "randn", "shape": [2_000]}, {"kind": "rand", "shape": [3]}, classes=5)
+    truncated, uniform, label = model.draws(4, truncation=2.0)
+    cold, same_uniform, same_label = model.draws(4, truncation=2.0, temperature=0.25)
+    assert torch.equal(cold, 0.25 * truncated)
+    assert torch.equal(same_uniform, uniform) and torch.equal(same_label, label)
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.inf, math.nan])
+def test_a_temperature_that_is_no_deviation_is_refused(temperature: float):
+    with pytest.raises(ValueError, match="finite and not below 0, not"):
+        drawing({"kind": "randn", "shape": [2]}).sample([0], temperature=temperature)
+
+
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_truncation_that_leaves_nothing_is_refused(limit: float):
     with pytest.raises(ValueError, match=r"largest \|z\| and above 0, not"):
         drawing({"kind": "randn", "shape": [2]}).sample([0], truncation=limit)
 
 
-def test_a_model_without_normal_draws_refuses_a_truncation_and_says_why():
+@pytest.mark.parametrize("given", [{"truncation": 1.0}, {"temperature": 0.5}], ids=str)
+def test_a_model_without_normal_draws_refuses_what_changes_them_and_says_why(given: dict[str, float]):
     model = drawing({"kind": "rand", "shape": [2]})
     with pytest.raises(ValueError, match="draws no standard normal numbers, only uniform ones"):
-        model.predict(None, {"seed": [0]}, {"truncation": 1.0})
+        model.predict(None, {"seed": [0]}, given)
 
 
 def drawing(*draws: dict[str, Any], classes: int = 0) -> ExportedModel:

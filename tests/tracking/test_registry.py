@@ -74,7 +74,7 @@ def test_the_champion_is_sampled_in_one_line_without_this_project(
     by_class, drawn, near = (
         'model.predict({"seed": [3, 1, 3], "label": [0, 1, 0]})',
         'model.predict(pd.DataFrame({"seed": range(20)}))',
-        'model.predict({"seed": [3, 1]}, params={"truncation": 0.5})',
+        'model.predict({"seed": [3, 1]}, params={"truncation": 0.5, "temperature": 0.7})',
     )
     images = predicted_by(elsewhere, uri, f"np.concatenate([{by_class}, {drawn}, {near}])", tmp_path)
     assert images.shape == (25, 8, 8, 1)
@@ -84,7 +84,7 @@ def test_the_champion_is_sampled_in_one_line_without_this_project(
     own = load(report.model_uri)
     assert np.array_equal(images[:3], own.sample([3, 1, 3], [0, 1, 0]))
     assert np.array_equal(images[3:23], own.sample(list(range(20))))
-    assert np.array_equal(images[23:], own.sample([3, 1], truncation=0.5))
+    assert np.array_equal(images[23:], own.sample([3, 1], truncation=0.5, temperature=0.7))
 
 
 def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, elsewhere: Path, tmp_path: Path):
@@ -119,6 +119,7 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
     assert not np.array_equal(many, sample(uri, 9, seed=6))
     assert np.array_equal(many, sample(uri, 9, seed=5, truncation=9.0))
     assert not np.array_equal(many, sample(uri, 9, seed=5, truncation=0.5))
+    assert not np.array_equal(many, sample(uri, 9, seed=5, temperature=0.5))
     with pytest.raises(SpecError, match="above 0, not -1"):
         sample(uri, 1, truncation=-1.0)
     with pytest.raises(SpecError, match="knows no classes"):
