@@ -15,7 +15,8 @@ _twice = ContextVar("_twice", default=False)
 @contextmanager
 def input_gradient_differentiable() -> Iterator[None]:
     """Inside, `conv2d` prepares for a penalty on gradients: `torch.autograd.grad(..., create_graph=True)` of what is
-    computed here may ask for the gradient towards the input alone, and is differentiated again at full speed."""
+    computed here may ask for the gradient towards the input alone, and is differentiated again at full speed. Not under
+    autocast, outside which all gradients are penalised."""
     token = _twice.set(True)
     try:
         yield
@@ -25,7 +26,7 @@ def input_gradient_differentiable() -> Iterator[None]:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
     """`torch.nn.functional.conv2d` with stride 1; see `input_gradient_differentiable`."""
-    if not _twice.get():
+    if not _differentiated_twice(x):
         return F.conv2d(x, weight, bias, padding=padding)
     x = _PenalisedConv2d.apply(x, weight, padding)
     return x if bias is None else x + bias.view(-1, 1, 1)
@@ -45,9 +46,13 @@ def downsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
     Its 4x4 taps are the average's sum over four shifts: 4/9 of the arithmetic.
     """
-    if _twice.get():
+    if _differentiated_twice(x):
         return F.avg_pool2d(conv2d(x, weight, bias, padding=1), 2)
     return F.conv2d(x, _overlapped(weight) / 4, bias, stride=2, padding=1)
+
+
+def _differentiated_twice(x: Tensor) -> bool:
+    return _twice.get() and not torch.is_autocast_enabled(x.device.type)
 
 
 def _overlapped(weight: Tensor) -> Tensor:

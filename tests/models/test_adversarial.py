@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from drawing import draws
+from replicas import replica
 from torch import Tensor, nn
 
 from genmodels.data.loader import Loader
@@ -121,6 +122,14 @@ def test_bf16_autocast_keeps_weights_in_fp32_and_losses_close(name):
     fp32, bf16 = losses
     for term in ("discriminator/loss", "generator/loss"):
         assert bf16[term] == pytest.approx(fp32[term], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["biggan", "dcgan", "progressive_gan", "sagan", "sngan"])
+def test_bf16_trains_with_consistency_and_penalties(name):
+    config = {"resolution": 8, "batch_images": 4, "latent": 8, "consistency_weight": 1.0, "r1_gamma": 1.0}
+    (gradients,) = replica(name, config, steps=1, precision="bf16")["gradients"]
+    assert all(gradient.isfinite().all() for update in gradients.values() for gradient in update)
+    assert all(any(gradient.any() for gradient in update) for update in gradients.values())
 
 
 def test_r1_looks_at_real_images_and_r2_at_fakes():

@@ -1,5 +1,7 @@
 """Convolutions against torch's own, gradients of the first and second order included."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -56,6 +58,22 @@ def test_resampling_convolutions_are_the_two_operations(size):
     torch.testing.assert_close(downsampled_conv2d(x, weight, bias), smaller)
     with input_gradient_differentiable():
         torch.testing.assert_close(downsampled_conv2d(x, weight, bias), smaller)
+
+
+@pytest.mark.parametrize("convolution", [partial(conv2d, padding=1), downsampled_conv2d])
+def test_what_is_differentiated_once_under_autocast_is_as_without_a_penalty(convolution):
+    """The logits of consistency come from the same critic as those of the penalties."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 3, 8, 8), (4, 3, 3, 3), (4,))]
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = convolution(*inputs)
+        return [logits, *torch.autograd.grad(logits.float().square().sum(), inputs)]
+
+    plain = gradients()
+    with input_gradient_differentiable():
+        assert all(torch.equal(*pair) for pair in zip(gradients(), plain, strict=True))
 
 
 def test_outside_a_penalty_the_convolution_is_torchs_own():
