@@ -144,7 +144,7 @@ class Generator(nn.Module):
 class ImagePool(nn.Module):
     """The last fakes, half of which take the place of new ones before a discriminator (Shrivastava et al. 2017).
 
-    All workers hold the same pool: each sees the fakes of all, and the draws are shared.
+    All workers hold the same pool: each sees the fakes of all, and what is drawn for them.
     """
 
     images: Tensor
@@ -162,7 +162,7 @@ class ImagePool(nn.Module):
         if not self.size:
             return fakes
         everyones = context.workers.gather(fakes)
-        coins, slots = context.same_rand(2, len(everyones))
+        coins, slots = context.workers.gather(context.rand(len(fakes), 2)).unbind(1)
         answers = [self._exchange(*each) for each in zip(everyones.split(1), coins, slots, strict=True)]
         first = context.workers.rank * len(fakes)
         return torch.cat(answers[first : first + len(fakes)])

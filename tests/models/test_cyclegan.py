@@ -182,12 +182,25 @@ def test_the_pool_is_the_same_on_every_worker():
     """Two workers with one fake each leave the pool, and get the answers, of one worker with both."""
     alone, first, second = (ImagePool(3, 1, 2) for _ in range(3))
     for step in range(20):
-        both = torch.cat((fake(2 * step), fake(2 * step + 1)))
+        both, drawn = torch.cat((fake(2 * step), fake(2 * step + 1))), draws(step).rand(2, 2)
         whole = alone.query(both, draws(step))
-        parts = [pool.query(both[r : r + 1], draws(step, as_worker(r, both))) for r, pool in enumerate((first, second))]
+        parts = [
+            pool.query(both[r : r + 1], draws(step, as_worker(r, both, drawn)))
+            for r, pool in enumerate((first, second))
+        ]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(first.images, alone.images)
     assert torch.equal(second.images, alone.images)
+
+
+def test_the_pool_is_the_same_in_micro_batches():
+    """Four of one fake each leave the pool, and get the answers, of one batch of four."""
+    whole, parts = ImagePool(5, 1, 2), ImagePool(5, 1, 2)
+    for step in range(20):
+        fakes = torch.cat([fake(4 * step + row) for row in range(4)])
+        answers = [parts.query(each, draws(step, micros=4, micro=m)) for m, each in enumerate(fakes.split(1))]
+        assert torch.equal(torch.cat(answers), whole.query(fakes, draws(step)))
+    assert torch.equal(parts.images, whole.images)
 
 
 def test_the_pool_is_part_of_the_checkpoint():
