@@ -6,6 +6,7 @@ a report that is gone is made again.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 from prefect.utilities.urls import url_for
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from flows.artifacts import Every, Live, best_effort, client, dataset_table, decision, link, metrics_table
 from flows.events import Pulse, refused
@@ -128,7 +130,9 @@ def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
     """Hook: a flow run that is cancelled or crashes takes its Ray job with it; a checkpoint stays."""
     labels = get_client(sync_client=True).read_flow_run(flow_run.id).labels
     if job_id := labels.get(JOB_LABEL):
-        RayJobs().stop(str(job_id))
+        unanswered, patience = retry_if_exception_type(UnavailableError), stop_after_delay(60)
+        said = Retrying(retry=unanswered, stop=patience, wait=wait_fixed(2), reraise=True)
+        said(RayJobs().stop, str(job_id))
 
 
 def _run(
@@ -194,10 +198,16 @@ def _follow(job: Job, *, until_report: bool) -> bool:
                     watch.show(job.step, update.progress)
                 if cancel_due() and _is_cancelled():
                     get_run_logger().info("Cancelled: stopping Ray job %s", job.id)
-                    job.stop()
+                    try:
+                        job.stop()
+                    except UnavailableError as error:
+                        get_run_logger().warning("Not stopped yet, tried again in a while: %s", error)
+                        continue
                     return False
     except (KeyboardInterrupt, TerminationSignal):
-        job.cluster.stop(job.id)  # at once: a runner calls the hook only when it has loaded the flow again
+        # At once: a runner calls the hook, which has more patience, only when it has loaded the flow again.
+        with suppress(UnavailableError):
+            job.cluster.stop(job.id)
         raise
     live.finish()
     return True

@@ -1,5 +1,8 @@
 """What becomes of a step that fails: retried only if the cause can pass, and told in one sentence."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -7,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from fault_proxy import FaultProxy
 from PIL import Image
-from prefect import flow
+from prefect import flow, get_client
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
+from test_retrain import prefect
+from waiting import wait_for
 
 from flows import steps
 from flows.retrain import retrain
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
 from genmodels.steps import jobs
+from genmodels.steps.jobs import Job, RayJobs
 from genmodels.steps.reports import load_report
 from genmodels.steps.resolve import resolve
 
@@ -51,6 +58,63 @@ def test_what_cannot_pass_is_not_tried_again(stack: Settings, tmp_path: Path):
     assert task["state"]["type"] == "FAILED"
     assert task["state"]["message"].startswith(f"prepare folder:{tmp_path} failed on {gethostname()}: ")
     assert task["state"]["message"].endswith("Not retried: it cannot pass by itself.")
+
+
+@pytest.fixture
+def line(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """To the Ray cluster, for this process only."""
+    line = FaultProxy(stack.ray_address)
+    beyond_it = stack.model_copy(update={"ray_address": line.url})
+    monkeypatch.setattr(jobs, "settings", lambda: beyond_it)
+    yield line
+    line.close()
+
+
+def sleeping(seed: int) -> Job:
+    """A training's job in which nothing happens."""
+    spec = resolve("progressive_gan", "digits", overrides=["fmap_max=5"], seed=seed).with_dataset("0" * 64)
+    job = Job("train", spec, 1, RayJobs())
+    job.cluster.submit(job.id, "exec sleep 300", {})
+    return job
+
+
+def status(job: Job) -> str | None:
+    info = job.info()
+    return info and info.status
+
+
+def test_a_cancel_while_ray_does_not_answer_stops_the_job_later(stack: Settings, line: FaultProxy):
+    def run_that_follows() -> str | None:
+        running = {"state": {"type": {"any_": ["RUNNING"]}}}
+        runs = prefect(stack, "flow_runs/filter", flow_runs=running)
+        return next((run["id"] for run in runs if run["labels"].get(steps.JOB_LABEL) == job.id), None)
+
+    def told() -> bool:
+        logs = prefect(stack, "logs/filter", logs={"flow_run_id": {"any_": [run]}})
+        return any(log["message"].startswith("Not stopped yet") for log in logs)
+
+    job = sleeping(seed=1)
+    with ThreadPoolExecutor(1) as elsewhere:
+        ending = elsewhere.submit(only, steps.train, job.spec, return_state=True)
+        run = wait_for(run_that_follows)
+        with line.away():
+            prefect(stack, f"flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=True)
+            wait_for(lambda: ending.done() or told())
+        ending.result()
+    assert status(job) == "STOPPED"
+    [task] = tasks(stack, ending.result())
+    assert task["state"]["type"] == "CANCELLED"
+
+
+def test_the_hook_of_a_cancelled_run_waits_for_ray(stack: Settings, line: FaultProxy):
+    job = sleeping(seed=2)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(retrain)
+        client.update_flow_run_labels(run.id, {steps.JOB_LABEL: job.id})
+    line.cut()
+    threading.Timer(4, line.mend).start()
+    steps.stop_jobs(retrain, run, State(type="CANCELLING"))  # type: ignore[arg-type]
+    wait_for(lambda: status(job) == "STOPPED")
 
 
 def test_a_folder_that_has_changed_is_prepared_again(stack: Settings, tmp_path: Path):
