@@ -341,8 +341,8 @@ class MetricsQueue:
             reraise=True,
         )
         server = TrackingServer(retrying)
-        system_metrics()  # the processors' share is counted from a thread's first call
         try:
+            system_metrics()  # the processors' share is counted from a thread's first call
             self.run_id = retrying(self._open_run)
             self._look_up_run(server)
             while True:
@@ -354,8 +354,9 @@ class MetricsQueue:
             set_status(self.run_id, self._status, server)
         except UnavailableError:
             pass  # given up; `close` has said so
-        except GenmodelsError as error:
-            log.warning("Metrics stay in %s: %s", self.folder, error)
+        except Exception as error:  # else a thread's end is seen by nobody
+            unforeseen = not isinstance(error, GenmodelsError)
+            log.warning("Metrics stay in %s: %s", self.folder, error, exc_info=unforeseen)
 
     def _sleep(self, seconds: float) -> None:
         if self._closing.wait(seconds):

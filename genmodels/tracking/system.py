@@ -30,16 +30,16 @@ def system_metrics() -> dict[str, float]:
 def _gpu_metrics() -> dict[str, float]:
     if pynvml is None:
         return {}
+    values = {}
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory, rates = pynvml.nvmlDeviceGetMemoryInfo(gpu), pynvml.nvmlDeviceGetUtilizationRates(gpu)
+            values[f"system/gpu_{index}_utilization_percentage"] = float(rates.gpu)
+            values[f"system/gpu_{index}_memory_usage_megabytes"] = float(memory.used) / 1e6
+            values[f"system/gpu_{index}_memory_usage_percentage"] = 100 * float(memory.used) / float(memory.total)
+            values[f"system/gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000
+    except pynvml.NVMLError:  # no driver, or a GPU in parts (MIG), of which it tells no use
         return {}
-    values = {}
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-        values[f"system/gpu_{index}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
-        values[f"system/gpu_{index}_memory_usage_megabytes"] = float(memory.used) / 1e6
-        values[f"system/gpu_{index}_memory_usage_percentage"] = 100 * float(memory.used) / float(memory.total)
-        values[f"system/gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000
     return values

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from genmodels.settings import settings
 from genmodels.tracking.journal import Entry, Journal
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue
+from genmodels.tracking.system import system_metrics
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
@@ -157,6 +159,34 @@ def test_system_metrics_are_among_the_metrics(bare_run: str, tmp_path: Path):
     MetricsQueue(lambda: bare_run, tmp_path).close()
     keys = {metric["key"] for metric in TrackingServer().get("runs/get", run_id=bare_run)["run"]["data"]["metrics"]}
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= keys
+
+
+def test_a_gpu_in_parts_tells_no_use_and_the_machine_all_else(monkeypatch: pytest.MonkeyPatch):
+    """As NVML answers for a GPU in MIG mode: its memory, but not its utilisation."""
+    pynvml = pytest.importorskip("pynvml")
+
+    def refuse(gpu: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu: SimpleNamespace(used=1, total=2))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", refuse)
+    values = system_metrics()
+    assert "system/cpu_utilization_percentage" in values
+    assert not [name for name in values if "gpu" in name]
+
+
+def test_a_picture_that_is_gone_stops_the_delivery_aloud(
+    bare_run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    journal = Journal(tmp_path / "queue.jsonl")
+    journal.append([Entry(1, 2, "images/samples", file="gone.png")])
+    journal.close()
+    MetricsQueue(lambda: bare_run, tmp_path, sample_system=False).close()
+    assert f"Metrics stay in {tmp_path}" in caplog.text
+    assert "gone.png" in caplog.text
 
 
 def test_journal_forgets_a_line_that_was_cut(tmp_path: Path):
