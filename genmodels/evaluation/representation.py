@@ -42,11 +42,13 @@ def decoded(model: Encodes, codes: Tensor, resolution: int, progress: Callable[[
 
 
 @torch.inference_mode()
-def prior_and_posterior(model: HasPrior, images: Tensor) -> tuple[Tensor, Tensor]:
-    """As many draws from the prior as there are images, and one from each image's posterior: (N, D) float32 each."""
+def prior_and_posterior(model: HasPrior, images: Tensor, *, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As many draws from the prior as there are images, of their classes `labels` (N,) where the model takes any, and
+    one from each image's posterior: (N, D) float32 each."""
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(SEED)
-    prior = model.prior(len(images), generator=generator).float().cpu()
+    given = {} if labels is None else {"labels": labels}
+    prior = model.prior(len(images), **given, generator=generator).float().cpu()
     posterior = [
         model.posterior(scaled(images[rows].to(device)), generator=generator).float().cpu()
         for rows in batches(len(images), images.shape[-1])

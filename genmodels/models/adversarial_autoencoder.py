@@ -181,13 +181,10 @@ class AdversarialAutoencoder(AutoencodingModel):
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n images, (n, C, H, W), about in [-1, 1]; of random labels if it knows any."""
-        return self.decode(self._drawn(n, labels, generator))
+        return self.decode(self.prior(n, labels=labels, generator=generator))
 
-    def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """n codes, (n, Z), of all components."""
-        return self._drawn(n, None, generator)
-
-    def _drawn(self, n: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    def prior(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
+        """n codes, (n, Z), of the components of labels (n,) or of random ones."""
         device = next(self.parameters()).device
         size = n, self.config.latent
         normal = torch.randn(*size, generator=generator, device=generator.device).to(device)

@@ -338,7 +338,8 @@ class Encodes(Protocol):
 
 @runtime_checkable
 class HasPrior(Encodes, Protocol):
-    """Its codes should be distributed like those of a prior: (n, D) drawn from it, and one drawn for each image."""
+    """Its codes should be distributed like those of a prior: (n, D) drawn from it, and one drawn for each image.
+    `prior` is also given `labels`, (n,) int64, where the model is conditional."""
 
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor: ...
 

@@ -46,6 +46,7 @@ class Representation(Task):
         self.labelled, self.has_prior = manifest.classes > 1, isinstance(model, HasPrior)
         if self.labelled:
             self.labels, self.other_labels = labels_of(test, count), labels_of(train, count)
+        self.given = labels_of(test, count) if conditional(model) else None
         self.looks = count * ((3 if self.labelled else 2) + len(extractors))
         self.protocol = {
             "codes": {
@@ -61,6 +62,8 @@ class Representation(Task):
         }
         if self.has_prior:
             self.protocol["prior_mmd"] = {"permutations": PERMUTATIONS}
+            if self.given is not None:
+                self.protocol["prior_mmd"] |= {"prior": "of the held-out images' classes"}
 
     def judge(self, model: GenerativeModel, *, replicates: int, progress: Looks) -> Judged:
         assert isinstance(model, Encodes)
@@ -80,7 +83,7 @@ class Representation(Task):
             others = representation.codes_of(model, self.others, partial(progress, "encode"))
             scores |= self._probes(others, codes, replicates)
         if isinstance(model, HasPrior):
-            prior, posterior = representation.prior_and_posterior(model, self.real)
+            prior, posterior = representation.prior_and_posterior(model, self.real, labels=self.given)
             seeds = [torch.Generator().manual_seed(measures.SEED) for _ in range(2)]
             scores["prior_mmd"] = prior_mmd(prior, posterior, generator=seeds[0], replicates=replicates)
             scores["active_units"] = representation.active_units(
@@ -125,7 +128,7 @@ class Representation(Task):
         caption = "from one held-out image to another, straight between their codes"
         drawn["interpolations_of_images"] = contact_sheet({caption: between}, images_per_row=interpolation.WALK_IMAGES)
         if isinstance(model, HasPrior):
-            prior, posterior = representation.prior_and_posterior(model, self.real)
+            prior, posterior = representation.prior_and_posterior(model, self.real, labels=self.given)
             labels = self.labels if self.labelled else None
             if codes.shape[1] > 1:
                 drawn["aggregated_posterior"] = pictures.scattered(prior, posterior, labels)
