@@ -1,6 +1,7 @@
 """Register: from a trained and evaluated run to a version of its registered model, a challenger."""
 
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -150,12 +151,13 @@ def _tag(info: dict[str, Any], key: str) -> str:
 def _log_metrics(
     model: dict[str, Any], evaluation: EvaluationReport, images_shown: int, milliseconds: int, server: TrackingServer
 ) -> None:
-    """Of the run and of the model, so that MLflow can rank models. The time is at first the model's, not now: MLflow
-    keeps equal values once, so that a second attempt doubles none."""
+    """The finite ones (JSON has no others), of the run and of the model, so that MLflow can rank models. The time is at
+    first the model's, not now: MLflow keeps equal values once, so that a second attempt doubles none."""
     values = {f"evaluation/{metric.name}": metric.value for metric in evaluation.metrics}
     values |= {f"gap_closed/{metric.name}": metric.gap_closed for metric in evaluation.metrics}
     common = {"timestamp": milliseconds, "step": images_shown, "model_id": model["model_id"]}
-    metrics = [{"key": key, "value": value, **common} for key, value in values.items() if value is not None]
+    finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+    metrics = [{"key": key, "value": value, **common} for key, value in finite.items()]
     server.post("runs/log-batch", run_id=model["source_run_id"], metrics=metrics)
 
 

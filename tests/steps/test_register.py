@@ -1,5 +1,7 @@
 """Registering on the real MLflow and the real object store."""
 
+import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,10 +9,10 @@ from finished_run import evaluated, finished_run
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec, TrainReport
+from genmodels.spec import EvaluationReport, EvaluationSpec, Metric, RunSpec, TrainReport
 from genmodels.steps.changes import changes, registered
 from genmodels.steps.register import describe, register
-from genmodels.steps.reports import load_report, report_key
+from genmodels.steps.reports import load_report, report_key, save_report
 from genmodels.storage.objects import store
 from genmodels.tracking.registry import Registry, sample
 from genmodels.tracking.rest import TrackingServer
@@ -90,6 +92,20 @@ def test_scores_of_another_evaluation_take_the_place_of_those_before(tracking: S
     assert version.tags["evaluation.sliced_wasserstein_8"] == "0.4 [0.39, 0.41]"
     run = TrackingServer().get("runs/get", run_id=second.mlflow_run_id)["run"]
     assert {m["value"] for m in run["data"]["metrics"] if m["key"] == "evaluation/sliced_wasserstein_8"} == {0.4}
+
+
+def test_metrics_that_are_not_finite_are_not_sent(tracking: Settings):
+    """A value that is a number, too, may leave a closed gap that is none."""
+    spec = finished_run(seed=110)
+    evaluation = load_report("evaluate", spec, EvaluationReport)
+    assert evaluation
+    [primary, diversity] = evaluation.metrics
+    infinite = diversity.model_copy(update={"value": math.inf, "high": math.inf})
+    far = Metric(name="far", value=sys.float_info.max / 2, low=0.0, high=math.inf, floor=0.0, untrained=0.001)
+    save_report("evaluate", spec, evaluation.model_copy(update={"metrics": [primary, infinite, far]}))
+    run = TrackingServer().get("runs/get", run_id=register(spec).mlflow_run_id)["run"]
+    names = {metric["key"] for metric in run["data"]["metrics"] if not metric["key"].startswith("cost")}
+    assert names == {"evaluation/sliced_wasserstein_8", "gap_closed/sliced_wasserstein_8", "evaluation/far"}
 
 
 def test_what_is_not_trained_or_evaluated_is_not_registered(tracking: Settings):
