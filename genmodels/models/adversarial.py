@@ -1,5 +1,6 @@
 """What all adversarial models share: the settings of their loss, and the terms that these make of logits."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, Self
 
@@ -49,6 +50,12 @@ class AdversarialConfig(ModelConfig):
     r2_gamma: float = Field(0.0, ge=0, description="weight of the R2 penalty, on fakes; 0 turns it off")
     r1_interval_steps: int = Field(16, ge=1, description="lazy R1 and R2: every so many steps, times as many")
     consistency_weight: float = Field(0.0, ge=0, description="of the logits' change when real images are shifted")
+
+    @property
+    def penalty_interval_steps(self) -> int:
+        """In so many steps every lazy penalty has been due as often as in any others."""
+        lazy = [self.gradient_penalty_interval_steps] if ADVERSARIAL[self.adversarial_loss].penalises_gradients else []
+        return math.lcm(*lazy, self.r1_interval_steps if self.r1_gamma or self.r2_gamma else 1)
 
     @model_validator(mode="after")
     def _shifts_images_alone(self) -> Self:

@@ -1,5 +1,6 @@
 """How fast the real engine makes the real updates of a model, on random images in memory, with no server."""
 
+import math
 import resource
 import statistics
 import time
@@ -20,6 +21,7 @@ from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.errors import DivergedError
 from genmodels.losses import zero_centred_gradient_penalty
+from genmodels.models.adversarial import AdversarialConfig
 from genmodels.models.base import GenerativeModel, Input, Stage
 from genmodels.spec import Record, TrainingSpec
 from genmodels.training.engine import Engine, NonFiniteLoss, Position
@@ -56,12 +58,13 @@ def bench(
     training: TrainingSpec | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> BenchReport:
-    """Times the last stage of a model, grown to its end, in blocks of `steps` steps after a warm-up of one block.
+    """Times the last stage of a model, grown to its end, in blocks after a warm-up of one block.
 
     Args:
         name: for the report.
         model: on the device to be measured.
         batch_images: of a step; the stage's own if not given.
+        steps: of a block; or as many more as give updates and penalties that are not due in every step their share.
         threads: of torch; unchanged if not given.
         training: engine settings.
         say: is told what is going on.
@@ -74,10 +77,12 @@ def bench(
     stage = model.stages[-1]
     engine = endless_engine(model, replace(stage, batch_images=batch_images or stage.batch_images), training)
     shown = engine.stage.batch_images
+    interval = _interval(engine)
+    steps = -(-steps // interval) * interval
     blocks = []
     try:
         say("counting FLOPs")
-        flops, passes = _flops(engine)
+        flops, passes = _flops(engine, interval)
         for block in range(BLOCKS + 1):
             say(f"block {block} of {BLOCKS}" if block else "warming up")
             seconds = _seconds(engine, steps)
@@ -183,9 +188,15 @@ class _Passes:
         return counter.get_total_flops() / len(self.input)
 
 
-def _flops(engine: Engine) -> tuple[float, dict[str, _Passes]]:
-    """FLOPs of one step, averaged over the longest interval of its updates; and the passes of each network."""
-    interval = max(update.interval_steps for update in engine.model.updates(engine.stage))
+def _interval(engine: Engine) -> int:
+    """In so many steps all updates and penalties have been due as often as in any others."""
+    model = engine.model
+    penalties = model.config.penalty_interval_steps if isinstance(model.config, AdversarialConfig) else 1
+    return math.lcm(penalties, *(update.interval_steps for update in model.updates(engine.stage)))
+
+
+def _flops(engine: Engine, interval: int) -> tuple[float, dict[str, _Passes]]:
+    """FLOPs of one step, averaged over so many; and the passes of each network."""
     passes: dict[str, _Passes] = {}
     with ExitStack() as stack:
         for name, network in engine.model.counted().items():

@@ -9,6 +9,7 @@ from genmodels.models import build
 from genmodels.models.base import DataInfo
 from genmodels.spec import TrainingSpec
 from genmodels.training.bench import BenchReport, bench
+from genmodels.training.engine import Engine
 
 LABELLED = {"resolution": 8, "latent": 8, "batch_images": 4, "discriminator_steps": 1}
 PIXELS = {"resolution": 4, "features": 6, "layers": 1, "head_features": 6, "batch_images": 2}
@@ -69,3 +70,41 @@ def test_dense_networks_do_no_more_than_the_least(steps: int):
     judging = 2 * (3 * discriminator - 2 * 48 * 40) + 2 * discriminator / steps
     making = generator + (2 * generator - 2 * 8 * 16) / steps
     assert report.least_flops_per_image == report.flops_per_image == judging + making
+
+
+@pytest.mark.parametrize(
+    ("penalty", "interval"),
+    [
+        ({"r1_gamma": 1.0}, "r1_interval_steps"),
+        ({"r2_gamma": 1.0}, "r1_interval_steps"),
+        ({"adversarial_loss": "wgan_lp"}, "gradient_penalty_interval_steps"),
+    ],
+)
+def test_a_lazy_penalty_takes_its_share_of_a_step(penalty: dict[str, Any], interval: str):
+    config = {"adversarial_loss": "wgan", "discriminator_steps": 2} | penalty
+    never = benched("dcgan", adversarial_loss="wgan", discriminator_steps=2)
+    always, lazy = (benched("dcgan", **config, **{interval: steps}) for steps in (1, 3))
+    for name in ("flops_per_image", "least_flops_per_image"):
+        without, each, some = (getattr(report, name) for report in (never, always, lazy))
+        assert some == pytest.approx(without + (each - without) / 3)
+
+
+def test_blocks_are_timed_in_whole_intervals(monkeypatch):
+    """Of six steps, where a step of four images takes a second; a penalty that is off has none."""
+    seen = []
+
+    def seconds(engine: Engine, steps: int) -> float:
+        seen.append(steps)
+        for _ in range(steps):
+            engine.step()
+        return float(steps)
+
+    monkeypatch.setattr("genmodels.training.bench._seconds", seconds)
+    settings = {"discriminator_steps": 2, "r1_interval_steps": 3, "gradient_penalty_interval_steps": 5}
+    report = bench(
+        "gan", build("gan", SMALL["gan"] | settings | {"r1_gamma": 1.0}, DataInfo(channels=3), seed=0), steps=7
+    )
+    assert set(seen) == {12}
+    assert report.images_per_second == 4
+    bench("gan", build("gan", SMALL["gan"] | settings, DataInfo(channels=3), seed=0), steps=7)
+    assert set(seen) == {12, 8}
