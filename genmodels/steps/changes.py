@@ -1,8 +1,8 @@
 """What is new about a run: since its model was last registered, or against another run."""
 
-from genmodels.spec import RegisterReport, RunSpec
+from genmodels.spec import RunSpec
 from genmodels.steps.prepare import prepared
-from genmodels.steps.reports import load_report
+from genmodels.steps.reports import load_registered
 from genmodels.tracking.comparison import leaves
 from genmodels.tracking.promotion import spec_of
 from genmodels.tracking.registry import ModelVersion, Registry
@@ -15,7 +15,7 @@ def registered(spec: RunSpec) -> ModelVersion | None:
     if report is None:
         return None
     bound = spec.with_dataset(report.dataset_digest)
-    if load_report("register", bound, RegisterReport) is None:
+    if load_registered(bound) is None:
         return None
     return next(iter(Registry().versions(spec.registered_name, bound.run_key)), None)
 

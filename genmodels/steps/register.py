@@ -14,7 +14,7 @@ from genmodels.evaluation.extractors import classifier_of
 from genmodels.models import MODELS
 from genmodels.spec import EvaluationReport, Metric, RegisterReport, RunSpec, TrainReport, is_points
 from genmodels.steps.changes import differences
-from genmodels.steps.reports import folder, load_report, report_key, save_report
+from genmodels.steps.reports import folder, load_registered, load_report, report_key, save_report
 from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
@@ -31,7 +31,7 @@ def register(spec: RunSpec) -> RegisterReport:
     Repeated, or done by two at once, it ends with one version; after another evaluation, with its scores. Raises
     SpecError if the run is not evaluated yet.
     """
-    if report := load_report("register", spec, RegisterReport):
+    if report := load_registered(spec):
         return report
     started = time.monotonic()
     trained = load_report("train", spec, TrainReport)

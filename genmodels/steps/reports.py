@@ -22,6 +22,7 @@ from genmodels.spec import (
     digest,
 )
 from genmodels.storage.objects import store
+from genmodels.tracking.registry import Registry
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
@@ -78,6 +79,19 @@ def load_report(step: str, spec: RunSpec, kind: type[R]) -> R | None:
     if isinstance(report, Judgement) and report.evaluation != spec.evaluation:
         return None
     return report if report and all(store().exists(key) for key in _left_behind(report)) else None
+
+
+def load_registered(spec: RunSpec) -> RegisterReport | None:
+    """The report of `register` while MLflow still has the version and its model; else it is forgotten, or the job that
+    left it would pass for done."""
+    report = load_report("register", spec, RegisterReport)
+    if report is None:
+        return None
+    registry = Registry()
+    if any(registry.logged_model(version.model_id) for version in registry.versions(report.name, spec.run_key)):
+        return report
+    store().delete([report_key("register", spec)])
+    return None
 
 
 def is_done(step: str, spec: RunSpec) -> bool:

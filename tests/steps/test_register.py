@@ -9,7 +9,7 @@ from finished_run import evaluated, finished_run
 
 from genmodels.errors import SpecError
 from genmodels.settings import Settings
-from genmodels.spec import EvaluationReport, EvaluationSpec, Metric, RunSpec, TrainReport
+from genmodels.spec import EvaluationReport, EvaluationSpec, RunSpec, TrainReport
 from genmodels.steps.changes import changes, registered
 from genmodels.steps.register import describe, register
 from genmodels.steps.reports import load_report, report_key, save_report
@@ -73,7 +73,6 @@ def test_a_model_that_was_deleted_from_mlflow_is_logged_anew(tracking: Settings,
         server.send("DELETE", "mlflow/model-versions/delete", json={"name": gone.name, "version": str(gone.version)})
     server.send("DELETE", f"mlflow/logged-models/{gone.model_id}")
     assert registry.logged_model(gone.model_id) is None
-    store().delete([report_key("register", spec)])
     again = registry.find(register(spec).model_uri)
     assert again.model_id != gone.model_id
     assert [version.version for version in registry.versions(gone.name, spec.run_key)] == [again.version]
@@ -101,7 +100,7 @@ def test_metrics_that_are_not_finite_are_not_sent(tracking: Settings):
     assert evaluation
     [primary, diversity] = evaluation.metrics
     infinite = diversity.model_copy(update={"value": math.inf, "high": math.inf})
-    far = Metric(name="far", value=sys.float_info.max / 2, low=0.0, high=math.inf, floor=0.0, untrained=0.001)
+    far = primary.model_copy(update={"name": "far", "value": sys.float_info.max / 2, "floor": 1.099})
     save_report("evaluate", spec, evaluation.model_copy(update={"metrics": [primary, infinite, far]}))
     run = TrackingServer().get("runs/get", run_id=register(spec).mlflow_run_id)["run"]
     names = {metric["key"] for metric in run["data"]["metrics"] if not metric["key"].startswith("cost")}
