@@ -152,7 +152,7 @@ def inception_extractor(device: torch.device) -> Extractor:
     return Extractor(
         name="inception",
         digest=str(INCEPTION.sha256),
-        resize=f"bilinear to {INPUT_PIXELS}x{INPUT_PIXELS} with aligned corners, as TensorFlow 1",
+        resize=f"bilinear to {INPUT_PIXELS}x{INPUT_PIXELS} with aligned corners, as TensorFlow 1, of unrounded pixels",
         network=Inception(path.read_bytes()).to(device),
         device=device,
     )

@@ -21,7 +21,7 @@ from torchvision.models.inception import (
     InceptionE,
 )
 
-from genmodels.evaluation.images import as_stored
+from genmodels.evaluation.images import as_pixels
 
 INPUT_PIXELS = 299
 BATCH_IMAGES = 32
@@ -47,7 +47,7 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The features, 32 images at a time."""
-        return torch.cat([self.network(_prepared(batch)) for batch in as_stored(images).split(BATCH_IMAGES)])
+        return torch.cat([self.network(_prepared(batch)) for batch in images.split(BATCH_IMAGES)])
 
 
 class _MeanOfPixels:
@@ -73,7 +73,7 @@ class _InceptionE(_MeanOfPixels, InceptionE): ...
 def _prepared(images: Tensor) -> Tensor:
     """299x299 in [-1, 1) as TensorFlow 1 resizes: pixel i is read at i * size / 299, between its neighbours."""
     rows, columns = (_resize_matrix(size).to(images.device) for size in images.shape[-2:])
-    return (rows @ images.float() @ columns.T - 128) / 128
+    return (rows @ as_pixels(images) @ columns.T - 128) / 128
 
 
 def _resize_matrix(size: int) -> Tensor:

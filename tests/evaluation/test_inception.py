@@ -31,6 +31,15 @@ def test_the_features_are_torch_fidelitys(tmp_path):
     )
 
 
+def test_pixels_between_two_bytes_stay_there():
+    """The images on a path of latents, which are hardly apart."""
+    model = inception.Inception(random_weights())
+    model.network = torch.nn.Identity()  # type: ignore[assignment]
+    images = torch.randint(0, 255, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    between = (images.float() + 0.25) / 127.5 - 1
+    torch.testing.assert_close(model(between), model(images) + 0.25 / 128, rtol=0, atol=1e-5)
+
+
 def test_a_file_that_runs_code_is_not_read():
     class Trap:
         def __reduce__(self):
