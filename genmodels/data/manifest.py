@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from genmodels.data import dataset
+from genmodels.data.archives import check_name
 from genmodels.errors import DataError
 from genmodels.settings import settings
 from genmodels.spec import Record, digest, is_points
@@ -140,7 +141,7 @@ def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Data
     """A prepared data set, memory-mapped from this node's copy, which is made on the first call and then shared.
 
     Raises:
-        DataError: if there is no such data set, or a shard is not what the manifest says.
+        DataError: if there is no such data set, a shard is not what the manifest says or would lie elsewhere.
     """
     prefix = dataset_key(name, dataset_digest)
     manifest = store().get_record(manifest_key(name, dataset_digest), Manifest)
@@ -148,6 +149,8 @@ def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Data
         raise DataError(f"There is no data set {store().uri(prefix)}; run `genmodels prepare` first.")
     if manifest.content_digest() != dataset_digest:
         raise DataError(f"{store().uri(manifest.key)} was changed after it was written; remove it and prepare again.")
+    for shard in manifest.shards():
+        check_name(shard.file, manifest.key)
     folder = cache_folder(dataset_digest)
     with locked(folder / ".lock"), ThreadPoolExecutor(TRANSFERS, thread_name_prefix="download") as downloads:
         list(downloads.map(lambda shard: _fetch(prefix, shard, folder), manifest.shards()))

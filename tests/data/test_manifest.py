@@ -97,9 +97,22 @@ def test_a_damaged_shard_is_refused_and_leaves_nothing(bucket: ObjectStore, tmp_
 
 
 def test_a_changed_manifest_is_refused(bucket: ObjectStore, tmp_path: Path):
-    """One that points a shard's name at another place of this machine, too."""
     manifest = made(tmp_path / "made")
     publish(manifest, tmp_path / "made")
     bucket.put_record(manifest.key, manifest.model_copy(update={"resolution": 8}))
     with pytest.raises(DataError, match="was changed after it was written"):
         open_dataset("set", manifest.digest)
+
+
+@pytest.mark.parametrize("elsewhere", ["../../outside.npy", "/outside.npy"])
+def test_a_shard_that_would_lie_elsewhere_is_refused_before_any_is_fetched(
+    bucket: ObjectStore, tmp_path: Path, elsewhere: str
+):
+    """In a manifest whose digest is that of its content, as anyone can make one."""
+    manifest = made(tmp_path / "made")
+    manifest.tables["train"].columns["label"].shards[0] = Shard(file=elsewhere, rows=10, bytes=5, sha256="0" * 64)
+    manifest = manifest.model_copy(update={"digest": manifest.content_digest()})
+    bucket.put_record(manifest.key, manifest)
+    with pytest.raises(DataError, match=f"holds '{elsewhere}', which leads outside its folder"):
+        open_dataset("set", manifest.digest)
+    assert not cache_folder(manifest.digest).exists()
