@@ -222,7 +222,7 @@ def read_idx(path: Path, title: str) -> np.ndarray:
             shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
         except (OSError, EOFError, struct.error) as error:
             raise DataError(f"{title} is no gzipped idx file, or is truncated; fetch it again.") from error
-    offset, size = 4 + 4 * dimensions, int(np.prod(shape, dtype=np.int64))
+    offset, size = 4 + 4 * dimensions, math.prod(shape)
     data = read_gzip(path, offset + min(size, 1 << 31), title)
     if len(data) != offset + size:
         raise DataError(f"{title} holds {len(data) - offset:,} bytes of data; its header says {size:,}.")

@@ -121,6 +121,7 @@ def test_idx(tmp_path: Path):
         (idx(5, 5, data=b"short"), "it holds 5 bytes of data; its header says 25"),
         (idx(2, data=b"too long"), "it unpacks to more than the 10 bytes"),
         (idx(1 << 31, 1 << 31, data=b""), "its header says 4,611,686,018,427,387,904"),
+        (idx(1 << 31, 1 << 31, 4, data=b""), "its header says 18,446,744,073,709,551,616"),
     ],
 )
 def test_idx_files_that_are_none(tmp_path: Path, data: bytes, message: str):
