@@ -63,6 +63,7 @@ def test_the_probabilities_of_all_binary_3x3_images_add_up_to_1(config: dict[str
     every = torch.tensor([*itertools.product((-1.0, 1.0), repeat=9)]).view(512, 1, 3, 3)
     probabilities = model.log_likelihood(every, generator=torch.Generator()).double().exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
+    assert model.likelihood == "exact"
     assert probabilities.std() > 1e-4
 
 

@@ -182,6 +182,7 @@ def test_the_bound_is_one_term_of_the_sum_over_all_codes():
     number = 16 * own_tops.flatten() + (own_bottoms.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
     torch.testing.assert_close(bound, terms[torch.arange(16), number])
     assert (bound < terms.logsumexp(1)).all()
+    assert model.likelihood.startswith("lower bound")
     assert len(number.unique()) > 1
 
 

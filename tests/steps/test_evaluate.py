@@ -350,6 +350,33 @@ def test_another_number_of_importance_samples_judges_the_same_weights_again(s3: 
     assert first.protocol["density"] != second.protocol["density"]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "tasks", "likelihood"),
+    [
+        ("adversarial_autoencoder", ["hidden=[8]"], "samples, codes, interpolations", None),
+        ("pixelcnn", ["features=4", "layers=1", "head_features=4"], "density, samples", "exact, "),
+        ("pixelrnn", ["features=4", "layers=1", "head_features=4"], "density, samples", "exact, "),
+        ("vqvae2", ["width=4", "prior_layers=1"], "density, samples, codes", "lower bound by the codes"),
+    ],
+)
+def test_a_model_is_judged_by_all_that_it_can(
+    s3: Settings, name: str, settings: list[str], tasks: str, likelihood: str | None
+):
+    report = evaluate(unjudged(name, "digits", *settings, seed=323))
+    assert report.protocol["task"] == tasks
+    firsts = {"density": "bits_per_dim", "samples": "sliced_wasserstein", "codes": "reconstruction_psnr"}
+    found = {metric.name: metric for metric in report.metrics}
+    assert report.primary == firsts[tasks.split(", ")[0]]
+    assert {task for task, metric in firsts.items() if metric in found} == set(tasks.split(", ")) & firsts.keys()
+    for metric in report.metrics:
+        if metric.untrained is not None:
+            assert metric.value == pytest.approx(metric.untrained, rel=1e-4)  # its weights are as they were drawn
+    if likelihood is None:
+        assert "only by drawing" in report.not_offered["density"]
+    else:
+        assert (found["bits_per_dim"].note or "").startswith(likelihood)
+
+
 def test_a_flow_loses_nothing_of_an_image_and_its_likelihood_is_a_bound(s3: Settings):
     spec = unjudged("flow", "digits", "steps=1", "hidden_channels=4", seed=320)
     report = evaluate(spec)
