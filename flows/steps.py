@@ -38,13 +38,15 @@ from genmodels.spec import (
 )
 from genmodels.steps.jobs import Job, RayJobs, attach_or_submit
 from genmodels.steps.prepare import prepared
-from genmodels.steps.reports import load_report
+from genmodels.steps.reports import folder, is_done, load_report
+from genmodels.storage.objects import store
 from genmodels.tracking import promotion
+from genmodels.tracking.runs import find_run, set_status
 
 R = TypeVar("R", bound=Record)
 
 RETRIES = 3
-JOB_LABEL = "genmodels.ray_job"
+JOB_LABEL, SPEC_LABEL = "genmodels.ray_job", "genmodels.spec"
 LOG_LINES, LOG_SECONDS = 20, 10.0
 
 
@@ -133,6 +135,8 @@ def stop_jobs(flow: Any, flow_run: Any, state: State) -> None:
         unanswered, patience = retry_if_exception_type(UnavailableError), stop_after_delay(60)
         said = Retrying(retry=unanswered, stop=patience, wait=wait_fixed(2), reraise=True)
         said(RayJobs().stop, str(job_id))
+        if spec := store().get_record(str(labels[SPEC_LABEL]), RunSpec):
+            _tell_killed(spec)
 
 
 def _run(
@@ -158,19 +162,27 @@ def _run(
             links = {"prefect_flow_run": flow_url()}
             job = attach_or_submit(step, spec, links=links, started_by=_started_by(), again=again)
             if not _follow(job, until_report=not again):
-                return _cancelled()
+                return _cancelled(spec)
             report = load_report(step, spec, kind)
         if report is None:
             raise UnavailableError(f"The {step} step ended without leaving its report.")
     except GenmodelsError as error:
-        return _cancelled() if _is_cancelled() else _failed(error)
+        return _cancelled(spec) if _is_cancelled() else _failed(error)
     if publish:
         publish(report, spec)
     return Completed(name=name, data=report)
 
 
-def _cancelled() -> State:
+def _cancelled(spec: RunSpec) -> State:
+    _tell_killed(spec)
     return Cancelled(message=f"{task_run.name} was cancelled; run it again to go on from where it was.")
+
+
+def _tell_killed(spec: RunSpec) -> None:
+    """MLflow would show the training of a cancelled run as running for ever; one that is started again says so."""
+    with suppress(GenmodelsError):  # MLflow or the object store is away, which a cancel does not wait for
+        if spec.dataset_digest and not is_done("train", spec) and (run_id := find_run(spec)):
+            set_status(run_id, "KILLED")
 
 
 def _failed(error: GenmodelsError) -> State:
@@ -214,15 +226,16 @@ def _follow(job: Job, *, until_report: bool) -> bool:
 
 
 def _announce(job: Job) -> None:
-    """Where the job is, and, for the hook that stops it, its id."""
+    """Where the job is, and, for the hook that stops it, its id and its spec."""
     get_run_logger().info("Following Ray job %s", job.url)
     link(f"{job.step}-job", f"Ray job {job.id}", job.url, job.spec)
-    _label(job.id)
+    _label(job)
 
 
 @best_effort
-def _label(job_id: str) -> None:
-    client().update_flow_run_labels(flow_run.id, {JOB_LABEL: job_id})
+def _label(job: Job) -> None:
+    spec_key = f"{folder(job.step, job.spec)}/spec.json"
+    client().update_flow_run_labels(flow_run.id, {JOB_LABEL: job.id, SPEC_LABEL: spec_key})
 
 
 def _is_cancelled() -> bool:

@@ -24,8 +24,11 @@ from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
 from genmodels.steps import jobs
 from genmodels.steps.jobs import Job, RayJobs
-from genmodels.steps.reports import load_report
+from genmodels.steps.reports import folder, load_report
 from genmodels.steps.resolve import resolve
+from genmodels.storage.objects import store
+from genmodels.tracking.rest import TrackingServer
+from genmodels.tracking.runs import open_run
 
 
 @flow
@@ -74,6 +77,7 @@ def sleeping(seed: int) -> Job:
     """A training's job in which nothing happens."""
     spec = resolve("progressive_gan", "digits", overrides=["fmap_max=5"], seed=seed).with_dataset("0" * 64)
     job = Job("train", spec, 1, RayJobs())
+    store().put_record(f"{folder('train', spec)}/spec.json", spec)
     job.cluster.submit(job.id, "exec sleep 300", {})
     return job
 
@@ -81,6 +85,11 @@ def sleeping(seed: int) -> Job:
 def status(job: Job) -> str | None:
     info = job.info()
     return info and info.status
+
+
+def in_mlflow(run_id: str) -> str:
+    """How a run stands."""
+    return TrackingServer().get("runs/get", run_id=run_id)["run"]["info"]["status"]
 
 
 def test_a_cancel_while_ray_does_not_answer_stops_the_job_later(stack: Settings, line: FaultProxy):
@@ -94,6 +103,7 @@ def test_a_cancel_while_ray_does_not_answer_stops_the_job_later(stack: Settings,
         return any(log["message"].startswith("Not stopped yet") for log in logs)
 
     job = sleeping(seed=1)
+    mlflow_run = open_run(job.spec)
     with ThreadPoolExecutor(1) as elsewhere:
         ending = elsewhere.submit(only, steps.train, job.spec, return_state=True)
         run = wait_for(run_that_follows)
@@ -104,17 +114,22 @@ def test_a_cancel_while_ray_does_not_answer_stops_the_job_later(stack: Settings,
     assert status(job) == "STOPPED"
     [task] = tasks(stack, ending.result())
     assert task["state"]["type"] == "CANCELLED"
+    assert in_mlflow(mlflow_run) == "KILLED"
+    assert open_run(job.spec) == mlflow_run
+    assert in_mlflow(mlflow_run) == "RUNNING", "when it is run again"
 
 
 def test_the_hook_of_a_cancelled_run_waits_for_ray(stack: Settings, line: FaultProxy):
     job = sleeping(seed=2)
+    mlflow_run, spec_key = open_run(job.spec), f"{folder('train', job.spec)}/spec.json"
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(retrain)
-        client.update_flow_run_labels(run.id, {steps.JOB_LABEL: job.id})
+        client.update_flow_run_labels(run.id, {steps.JOB_LABEL: job.id, steps.SPEC_LABEL: spec_key})
     line.cut()
     threading.Timer(4, line.mend).start()
     steps.stop_jobs(retrain, run, State(type="CANCELLING"))  # type: ignore[arg-type]
     wait_for(lambda: status(job) == "STOPPED")
+    assert in_mlflow(mlflow_run) == "KILLED"
 
 
 def test_a_folder_that_has_changed_is_prepared_again(stack: Settings, tmp_path: Path):
