@@ -89,8 +89,8 @@ class Adversarial:
         terms = self.adversarial.discriminator_terms(self.discriminator, real, fake, logits_real, logits_fake, context)
         loss = self.adversarial.generator_loss(self.discriminator, real, logits_fake, context)
 
-    with `real` and `fake` from `context.augmented(images)` wherever the discriminator judges them, and, in `at`,
-    `self.adversarial.constrain(self.discriminator.parameters())`.
+    with `real` and `fake` from `context.augmented(images)` wherever the discriminator judges them; and by the
+    discriminator's update, `Update(..., after=partial(self.adversarial.constrain, parameters))`.
     """
 
     def __init__(self, config: AdversarialConfig):

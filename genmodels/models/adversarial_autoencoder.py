@@ -119,14 +119,12 @@ class AdversarialAutoencoder(AutoencodingModel):
         against = Adam(self.config.adversarial_learning_rate, betas=(0.5, 0.999))
         encoder, decoder = list(self.encoder.parameters()), list(self.decoder.parameters())
         judge, factor = list(self.discriminator.parameters()), self.config.learning_rate_factor
+        constrain = partial(self.adversarial.constrain, judge)
         return [
             Update("reconstruction", [*encoder, *decoder], self.reconstruction_loss, adam, schedule=factor),
-            Update("discriminator", judge, self.discriminator_loss, against, schedule=factor),
+            Update("discriminator", judge, self.discriminator_loss, against, schedule=factor, after=constrain),
             Update("encoder", encoder, self.encoder_loss, against, schedule=factor),
         ]
-
-    def at(self, stage: Stage, images_in_stage: int) -> None:
-        self.adversarial.constrain(self.discriminator.parameters())
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """Which images have no label to the model is decided by their pixels, so that it is always the same ones."""

@@ -89,14 +89,15 @@ class ClassConditionalGAN(GenerativeModel):
             self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
 
     def updates(self, stage: Stage) -> list[Update]:
-        config = self.config
+        config, discriminator = self.config, list(self.discriminator.parameters())
         return [
             Update(
                 "discriminator",
-                list(self.discriminator.parameters()),
+                discriminator,
                 self.discriminator_loss,
                 Adam(config.discriminator_learning_rate, betas=config.betas),
                 schedule=config.learning_rate_factor,
+                after=partial(self.adversarial.constrain, discriminator),
             ),
             Update(
                 "generator",
@@ -113,9 +114,6 @@ class ClassConditionalGAN(GenerativeModel):
         steps, generator = self.config.discriminator_steps, passes["generator"]
         judging = self.adversarial.least_judging(passes["discriminator"], steps)
         return judging + generator.forward + generator.to_weights / steps
-
-    def at(self, stage: Stage, images_in_stage: int) -> None:
-        self.adversarial.constrain(self.discriminator.parameters())
 
     def discriminator_loss(self, batch: Batch, context: Context) -> LossTerms:
         labels = batch.get("label")

@@ -4,7 +4,7 @@ Two domains, a and b. An image shown is one of each.
 """
 
 from collections.abc import Mapping
-from itertools import chain
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -203,13 +203,12 @@ class CycleGAN(GenerativeModel):
     def updates(self, stage: Stage) -> list[Update]:
         adam, factor = Adam(self.config.learning_rate, betas=(0.5, 0.999)), self.config.learning_rate_factor
         generators = [*self.generator_ab.parameters(), *self.generator_ba.parameters()]
+        judges = [*self.discriminator_a.parameters(), *self.discriminator_b.parameters()]
+        constrain = partial(self.adversarial.constrain, judges)
         return [
             Update("generators", generators, self.generators_loss, adam, schedule=factor),
-            Update("discriminators", self._judges(), self.discriminators_loss, adam, schedule=factor),
+            Update("discriminators", judges, self.discriminators_loss, adam, schedule=factor, after=constrain),
         ]
-
-    def _judges(self) -> list[nn.Parameter]:
-        return [*chain(self.discriminator_a.parameters(), self.discriminator_b.parameters())]
 
     def least_flops(self, passes: Mapping[str, Passes]) -> float:
         """A generator translates real images, which get no gradient, and the other's fakes, which do."""
@@ -218,9 +217,6 @@ class CycleGAN(GenerativeModel):
         translating = sum(of_real * (g.forward + g.to_weights) + g.forward + g.to_both for g in generators)
         judges = (passes["discriminator_a"], passes["discriminator_b"])
         return translating + sum(map(self.adversarial.least_judging, judges))
-
-    def at(self, stage: Stage, images_in_stage: int) -> None:
-        self.adversarial.constrain(self._judges())
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         return {domain: self._augment(scaled(batch[domain]), context) for domain in self.domains}

@@ -217,13 +217,14 @@ class GAN(GenerativeModel):
             self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
 
     def updates(self, stage: Stage) -> list[Update]:
-        config = self.config
+        config, discriminator = self.config, list(self.discriminator.parameters())
         return [
             Update(
                 "discriminator",
-                list(self.discriminator.parameters()),
+                discriminator,
                 self.discriminator_loss,
                 Adam(config.discriminator_learning_rate, config.adam_betas),
+                after=partial(self.adversarial.constrain, discriminator),
             ),
             Update(
                 "generator",
@@ -239,9 +240,6 @@ class GAN(GenerativeModel):
         steps, generator = self.config.discriminator_steps, passes["generator"]
         judging = self.adversarial.least_judging(passes["discriminator"], steps)
         return judging + generator.forward + generator.to_weights / steps
-
-    def at(self, stage: Stage, images_in_stage: int) -> None:
-        self.adversarial.constrain(self.discriminator.parameters())
 
     def latents(self, n: int, draws: Draws) -> Tensor:
         """(n, Z) from the prior, a standard normal."""

@@ -108,7 +108,6 @@ def test_every_adversarial_loss_moves_both_players(name: str):
     assert engine.update_counts == {"reconstruction": 1, "discriminator": 1, "encoder": 1}
     assert all(np.isfinite(value) for value in engine.losses().values())
     assert not any(torch.equal(model.get_parameter(key), value) for key, value in before.items())
-    model.at(engine.stage, 8)
     largest = max(weights.abs().max().item() for weights in model.discriminator.parameters())
     assert (largest <= 0.01) == (name == "wgan")
 

@@ -142,8 +142,6 @@ def test_every_adversarial_loss_with_r1(name):
     assert set(loss.terms) == {"adversarial_a", "adversarial_b", "r1_a", "r1_b"} | penalties | judged
     assert torch.isfinite(loss.total)
     loss.total.backward(inputs=model.updates(model.stages[0])[1].parameters)
-    bound = max(p.abs().max().item() for p in model.discriminator_a.parameters())
-    assert (bound <= 0.01) == (name == "wgan")
 
 
 def test_a_pool_of_none_is_the_identity():

@@ -66,6 +66,25 @@ def test_every_image_that_a_discriminator_sees_is_augmented(name: str):
     assert torch.cat(seen).all()
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_clipped_critic_keeps_its_bound_wherever_it_judges(name: str):
+    """From its first update on, in the generator's of the same step too (Arjovsky et al. 2017, algorithm 1)."""
+    engine = started(name, SMALL[name] | {"adversarial_loss": "wgan", "weight_clip": 0.001})
+    largest: dict[bool, list[float]] = {False: [], True: []}
+
+    def note(network: nn.Module, images: tuple[Tensor, ...]) -> None:
+        updated = any(update.startswith("discriminator") for update in engine.update_counts)
+        largest[updated].append(max(weights.abs().max().item() for weights in network.parameters()))
+
+    for network, module in engine.model.networks().items():
+        if network.startswith("discriminator"):
+            module.register_forward_pre_hook(note)
+    for _ in range(2):
+        engine.step()
+    assert max(largest[False]) > 0.001, "as it was drawn"
+    assert max(largest[True]) <= 0.001 * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in SMALL])
 def test_models_whose_discriminator_sees_no_images_refuse(name: str):
     """Nothing but the config is looked at; the engine refuses as `resolve` does."""
