@@ -207,7 +207,7 @@ class Update:
     """One optimiser step on one named group of parameters by one loss.
 
     The engine differentiates the loss with respect to `parameters` alone, so nothing that only another
-    group needs is computed; a loss detaches only where the algorithm says so.
+    group needs is computed; a loss detaches only where the algorithm says so. `after` is called when the step is made.
     """
 
     name: str
@@ -216,6 +216,7 @@ class Update:
     optimizer: Adam
     interval_steps: int = 1
     schedule: Callable[[int], float] = field(default=lambda images_in_stage: 1.0)
+    after: Callable[[], None] = field(default=lambda: None)
 
 
 class Passes(Protocol):
@@ -284,6 +285,11 @@ class GenerativeModel(nn.Module):
 
     def at(self, stage: Stage, images_in_stage: int) -> None:
         """Told before every step and after every restore where training is; a growing model grows here."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether its weights, at the present place in training, are a model that can be kept."""
+        return True
 
     def prepare_evaluation(self) -> None:
         """Told before images are asked of it, in evaluation mode and with averaged weights in place: what belongs to

@@ -250,8 +250,10 @@ class ProgressiveGAN(GenerativeModel):
     def updates(self, stage: Stage) -> list[Update]:
         adam = Adam(self.config.learning_rate, betas=(0.0, 0.99))
         level = self._level_of(stage)
+        judge = trained_at(level, self.discriminator)
+        constrain = partial(self.adversarial.constrain, list(self.discriminator.parameters()))
         return [
-            Update("discriminator", trained_at(level, self.discriminator), self.discriminator_loss, adam),
+            Update("discriminator", judge, self.discriminator_loss, adam, after=constrain),
             Update("generator", trained_at(level, self.generator), self.generator_loss, adam),
         ]
 
@@ -267,7 +269,11 @@ class ProgressiveGAN(GenerativeModel):
         self.level = self._level_of(stage)
         fading = self.level > 0 and images_in_stage < self.config.fade_images
         self.alpha = images_in_stage / self.config.fade_images if fading else 1.0
-        self.adversarial.constrain(self.discriminator.parameters())
+
+    @property
+    def whole(self) -> bool:
+        """Not while a level fades in: what is kept has no alpha, and would show that level as it was drawn."""
+        return self.alpha == 1
 
     def preprocess(self, batch: Batch, context: Context) -> Batch:
         """While a level fades in, real images are blended with their copy at the level before, like the generator's."""

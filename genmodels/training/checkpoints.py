@@ -51,17 +51,21 @@ class Checkpoints:
         self._uploading: threading.Thread | None = None
         self._failure: GenmodelsError | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether an upload is under way."""
+        return self._uploading is not None and self._uploading.is_alive()
+
     def save(
         self, state: dict[str, Any], images: int, score: float | None = None, *, stage: str = "", good: bool = True
-    ) -> bool:
-        """Copies the state and uploads it behind the caller's back; False if an upload is still under way. Scores are
-        compared within a stage alone."""
-        if self._uploading and self._uploading.is_alive():
-            return False
+    ) -> None:
+        """Copies the state and uploads it behind the caller's back, after the upload under way if there is one. Scores
+        are compared within a stage alone."""
+        if self._uploading:
+            self._uploading.join()
         snapshot = _map_tensors(state, lambda tensor: tensor.detach().to("cpu", copy=True))
         self._uploading = threading.Thread(target=self._upload, args=(snapshot, images, score, stage, good))
         self._uploading.start()
-        return True
 
     def wait(self) -> None:
         """Waits for the upload under way; raises what stopped the last one."""

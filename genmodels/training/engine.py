@@ -33,6 +33,7 @@ MAX_TERMS = 32
 PREPROCESSING = -1
 REAL_SIGN = "real_sign"  # the term that augmentation adapts to: E sign D(real) over the global batch
 
+LOOK_STEPS = 32
 NORM = "gradient_norm"
 NORM_UPDATES = 5  # lazy penalties are due every 4 or 16 steps, so that each of these is as likely to meet one
 
@@ -64,7 +65,7 @@ class Position:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or its gradient became NaN or infinite; the update it belongs to was not applied."""
+    """A loss or its gradient became NaN or infinite; on the CPU the update it belongs to was not applied."""
 
     def __init__(self, stage: str, update: str, terms: list[str], images: int):
         self.stage, self.update, self.terms, self.images = stage, update, terms, images
@@ -134,6 +135,9 @@ class Engine:
         self.average = WeightAverage(model, model.ema) if model.ema else None
         steering = {"target": self.training.augmentation_target, "ramp_images": self.training.augmentation_ramp_images}
         self.augmentation = Augmentation(self.training.augmentations, **steering).to(self.device)
+        # To look waits for the device, which is free on the host alone: there every update is looked at before it is
+        # applied, elsewhere all workers look after so many steps.
+        self.look_steps = 0 if self.device.type == "cpu" else LOOK_STEPS
         self.update_counts: dict[str, int] = {}
         self.batches_of = batches
         self._begin_stage(Position())
@@ -157,7 +161,7 @@ class Engine:
         """Shows one global batch and makes every due update; moves on to the next stage at the end of one.
 
         Raises:
-            NonFiniteLoss: on every worker alike; the offending update was not applied.
+            NonFiniteLoss: on every worker alike, and before a stage is left.
         """
         position, stage = self.position, self.stage
         self.model.at(stage, position.images_in_stage)
@@ -169,6 +173,8 @@ class Engine:
                 self._update(index, trained, parts)
         if self.average:
             self.average.update(stage.batch_images, position.images + stage.batch_images)
+        if self.look_steps and (position.step + 1) % self.look_steps == 0:
+            self._check_finite()
         self._advance(stage)
 
     def losses(self) -> dict[str, float]:
@@ -181,6 +187,13 @@ class Engine:
         """
         before, self._told = self._told, self.totals()
         return means(self._told, before)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses of this stage were; waits for the device."""
+        return all(
+            bool(torch.stack(list(trained.sums.values())).isfinite().all()) for trained in self._trained if trained.sums
+        )
 
     def totals(self) -> Totals:
         """Sum and number of every loss term's values in this stage, in the mean over workers; waits for the device.
@@ -275,8 +288,9 @@ class Engine:
         )
         if position.images_in_stage < stage.images:
             self.position = position
-        elif position.stage + 1 < len(self.stages):
-            self._check_finite()
+            return
+        self._check_finite()
+        if position.stage + 1 < len(self.stages):
             self._begin_stage(replace(position, stage=position.stage + 1, images_in_stage=0))
         else:
             self.position = replace(position, stage=position.stage + 1)
@@ -331,7 +345,7 @@ class Engine:
         for name, value in values.items():
             trained.sums[name] = trained.sums[name] + value if name in trained.sums else value.double()
             trained.counts[name] = trained.counts.get(name, 0) + 1
-        if self.device.type == "cpu":  # Looking is free where the device is the host; elsewhere it waits for a read.
+        if not self.look_steps:
             self._check_finite()
         if REAL_SIGN in values:
             self.augmentation.adapt(values[REAL_SIGN], self.stage.batch_images)
@@ -339,6 +353,7 @@ class Engine:
             clip_grads_with_norm_(update.parameters, clip, values[NORM])
         rate = update.optimizer.learning_rate * update.schedule(self.position.images_in_stage)
         trained.optimizer.step(rate)
+        update.after()
         self.update_counts[update.name] = self.update_counts.get(update.name, 0) + 1
 
     def _loss(self, update: Update, batch: Batch, draws: Draws) -> LossTerms:
@@ -347,8 +362,9 @@ class Engine:
             return update.loss(batch, draws)
 
     def _check_finite(self) -> None:
+        if self.finite:
+            return
         for trained in self._trained:
-            if trained.sums and not torch.stack(list(trained.sums.values())).isfinite().all():
-                bad = [name for name, value in trained.sums.items() if not value.isfinite()]
+            if bad := [name for name, value in trained.sums.items() if not value.isfinite()]:
                 named = [name for name in bad if name not in {"loss", NORM}] or bad[:1]
                 raise NonFiniteLoss(self.stage.name, trained.update.name, named, self.position.images)

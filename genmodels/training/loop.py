@@ -1,9 +1,11 @@
 """The loop around the engine: reports, samples, checkpoints, guards, and what is done when a guard raises an alarm.
 
-Only the first worker reports, samples and saves; the others meet it again in the next gradient average.
+Only the first worker reports, samples and saves; the others meet it again in the next gradient average. What it alone
+finds to be not finite it leaves alone, until all find it in the same step.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +98,7 @@ class _Loop:
             self.alarms = [Alarm.model_validate(alarm) for alarm in state["alarms"]]
             self.seconds_before, self.started = state["seconds"], time.monotonic()
             self.restarts = state["restarts"] + 1
+            self.first_step_time = state["first_step_time"]
         if self.checkpoints:
             self.engine.workers.sum(torch.zeros(1, device=self.engine.device))  # all have read what is written anew
             self.save()  # after a restart the same once more, so that the next one counts this one
@@ -126,29 +129,34 @@ class _Loop:
             self.observer.samples(engine)
         if self.guards.is_due(before):
             self.heed(self.guards.look())
-        if now - self.saved >= engine.training.checkpoint_seconds or before.stage != engine.position.stage:
+        if before.stage != engine.position.stage:
+            self.saved = -math.inf
+        if now - self.saved >= engine.training.checkpoint_seconds:
             self.save()
 
     def report(self, now: float) -> None:
         assert self.observer
+        if not self.engine.finite:
+            return
         shown = self.engine.position.images - self.images_logged
         self.observer.progress(self.engine, self.engine.losses(), shown / max(now - self.logged, 1e-9))
         self.logged, self.images_logged = now, self.engine.position.images
 
     def save(self) -> None:
         engine = self.engine
-        if self.checkpoints and engine.workers.rank == 0:
-            score = self.observer.score(engine) if self.observer else None
+        if self.checkpoints and engine.workers.rank == 0 and not self.checkpoints.busy and engine.finite:
+            score = self.observer.score(engine) if self.observer and engine.model.whole else None
             state = {
                 "engine": engine.state_dict(),
                 "guards": self.guards.state_dict(),
                 "alarms": [alarm.model_dump() for alarm in self.alarms],
                 "seconds": self.seconds,
                 "restarts": self.restarts,
+                "first_step_time": self.first_step_time,
             }
             named = {"stage": engine.stage.name, "good": self.guards.calm}
-            if self.checkpoints.save(state, engine.position.images, score, **named):
-                self.saved = time.monotonic()
+            self.checkpoints.save(state, engine.position.images, score, **named)
+            self.saved = time.monotonic()
 
     def heed(self, alarms: Sequence[Alarm], cause: Exception | None = None) -> None:
         """Tells of the alarms, and does what the most drastic of them asks for."""
@@ -172,7 +180,7 @@ class _Loop:
         stage = self.engine.stage.name
         if state := self.agreed(partial(self.checkpoints.best, stage)) if self.checkpoints else None:
             self._load(state)
-        elif cause:
+        elif cause or not self.engine.model.whole:
             raise DivergedError(f"{alarm.message}, and there is no checkpoint to keep instead.") from cause
         self.stopped = True
 

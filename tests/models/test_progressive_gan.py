@@ -61,6 +61,7 @@ def test_growth_in_images(thousand_images, detail_left):
         shown -= stage.images
     model.at(stage, shown)
     assert 8 - (model.level - 1 + model.alpha) == detail_left
+    assert model.whole == (thousand_images not in {600, 900}), "not while a level fades in"
 
 
 def test_stages_of_the_papers_run():
@@ -175,8 +176,6 @@ def test_every_adversarial_loss_with_r1(name):
     adversarial = due.total - 6 * due.terms["r1"] - 0.001 * due.terms["drift"]
     if not name.startswith("wgan_"):
         torch.testing.assert_close(adversarial, due.terms["adversarial"])
-    bound = max(p.abs().max() for p in model.discriminator.parameters())
-    assert (bound <= 1) == (name == "wgan")
 
 
 def test_labels_change_images_only_through_the_label():

@@ -423,6 +423,20 @@ def test_a_stop_keeps_the_best_checkpoint(checkpoints: Checkpoints):
     assert outcome.beyond == ["mode_collapse"], "of the weights that are kept"
 
 
+def test_a_stop_keeps_no_checkpoint_of_a_model_that_is_not_whole(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+):
+    """Such as from the fade-in of Progressive GAN's last level: the one that is liked best is passed over."""
+    guards = warning(64, mode_collapse=ALWAYS | {"action": "stop"}, **SILENT)
+    monkeypatch.setattr(GenerativeModel, "at", lambda self, stage, images: setattr(self, "images_before", images))
+    monkeypatch.setattr(GenerativeModel, "whole", property(lambda self: self.images_before < 256))
+    run, _, _ = run_with(guards, checkpoints)
+    assert run.position.images == 256
+    monkeypatch.setattr(GenerativeModel, "whole", False)
+    with pytest.raises(DivergedError, match=r"times closer .* and there is no checkpoint to keep instead"):
+        run_with(guards, Checkpoints(store(), "runs/never-whole", keep=1))
+
+
 def test_a_rollback_goes_to_before_the_guard_objected_and_gives_up_in_the_end(checkpoints: Checkpoints):
     with pytest.raises(DivergedError, match=r"times closer .* falling back .* 2 times \(of at most 2\) did not help"):
         run_with(warning(64, mode_collapse=ALWAYS | {"action": "roll_back"}), checkpoints, max_rollbacks=2)

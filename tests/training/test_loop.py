@@ -1,7 +1,9 @@
 """The loop on a real object store: checkpoints that survive, are pruned and passed over, and rollbacks."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +79,6 @@ def test_an_interrupted_training_ends_bit_for_bit_like_a_quiet_one(checkpoints: 
 
 def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints):
     """The observer likes the checkpoint after 160 images best."""
-    train(engine(), checkpoints, Notes())
     run = engine()
     for images in (100, 160, 200, 240, 320):
         checkpoints.save({"engine": run.state_dict()}, images, abs(images - 160.0))
@@ -136,7 +137,8 @@ def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints:
             return terms if context.step != 30 or not first_try else type(terms)(terms.total * torch.nan, terms.terms)
 
     divergence = GuardsSpec().divergence.model_copy(update={"action": action})
-    run, notes = engine(PoisonedOnce(), guards=GuardsSpec(look_images=32, divergence=divergence)), Notes()
+    run = engine(PoisonedOnce(), guards=GuardsSpec(look_images=32, divergence=divergence))
+    notes = Notes(saved_before=checkpoints)
     outcome = train(run, checkpoints, notes)
     assert run.finished and run.position.rollbacks == 1
     first_try, second_try = [32, 64, 96, 128, 160, 192, 224, 240], [192, 224, 256, 288, 320, 320]
@@ -148,6 +150,50 @@ def test_a_loss_that_is_not_finite_falls_back_and_meets_other_noise(checkpoints:
     quiet = engine()
     train(quiet)
     assert not torch.equal(flat(run.model.state_dict()), flat(quiet.model.state_dict()))
+
+
+@pytest.mark.parametrize(("poisoned", "met"), [(30, 248), (38, 312)], ids=["at a look", "at the end"])
+def test_where_to_look_means_to_wait_all_workers_meet_it_in_the_same_step(
+    checkpoints: Checkpoints, poisoned: int, met: int
+):
+    """Which is one that the first worker's reports and checkpoints, by its own clock, do not decide."""
+
+    class PoisonedOnce(Toy):
+        def critic_loss(self, batch, context):  # type: ignore[no-untyped-def]
+            terms = super().critic_loss(batch, context)
+            hit = context.step == poisoned and run.position.rollbacks == 0
+            return type(terms)(terms.total * torch.nan, terms.terms) if hit else terms
+
+    run, notes = engine(PoisonedOnce(), log_seconds=1e-6, checkpoint_seconds=1e-6), Notes(saved_before=checkpoints)
+    run.look_steps = 8
+    train(run, checkpoints, notes)
+    assert run.finished and run.position.rollbacks == 1
+    assert [(alarm.images, alarm.value) for alarm in notes.alarms] == [(met, math.inf)]
+    assert flat(run.model.state_dict()).isfinite().all()
+
+
+def test_while_a_checkpoint_is_on_its_way_no_other_is_scored(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
+    """The store takes the first one until 200 images are shown; the one that a stage's end asks for comes after it."""
+    arrived, scored = threading.Event(), list[int]()
+    upload = checkpoints._upload
+
+    def slowly(*given: Any) -> None:
+        arrived.wait(60)
+        upload(*given)
+
+    class Scoring(Notes):
+        def samples(self, engine: Engine) -> None:
+            if engine.position.images >= 200:
+                arrived.set()
+                checkpoints.wait()
+
+        def score(self, engine: Engine) -> float | None:
+            scored.append(engine.position.images)
+            return None
+
+    monkeypatch.setattr(checkpoints, "_upload", slowly)
+    train(engine(checkpoint_seconds=1e6), checkpoints, Scoring())
+    assert scored[:2] == [0, 208], "not at 160, where the stage ended"
 
 
 def test_a_loss_that_never_becomes_finite_fails_after_the_last_rollback(checkpoints: Checkpoints):
