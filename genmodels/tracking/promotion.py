@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from genmodels.errors import SpecError
@@ -46,17 +46,17 @@ def promote(spec: RunSpec) -> Promotion:
     """Make the spec's registered version the champion if it is better than the present one, or if there is none.
 
     MLflow has no compare-and-set for aliases, so comparing and changing is done by one process at a time, under a
-    lease. The decision goes into the version's tags before an alias moves: who dies in between leaves the old
-    champion, and a rerun comes to the same decision. What was champion stays reachable as `previous`. A version that a
-    person took out of that place (`appoint`) stays out.
+    lease, and who has lost that moves no alias. The decision goes into the version's tags before an alias moves: who
+    dies in between leaves the old champion, and a rerun comes to the same decision. What was champion stays reachable
+    as `previous`. A version that a person took out of that place (`appoint`) stays out.
     """
     registry = Registry()
-    with lease(f"champion/{spec.registered_name}"):
+    with lease(f"champion/{spec.registered_name}") as renew:
         proposal = _proposal(spec, registry)
         if proposal.settled:
             return proposal.settled
         decision = proposal.decision
-        _conclude(proposal, decision, "promoted" if decision.promoted else "refused", registry)
+        _conclude(proposal, decision, "promoted" if decision.promoted else "refused", registry, renew)
     return decision
 
 
@@ -73,7 +73,7 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
     an alias moves.
     """
     registry = Registry()
-    with lease(f"champion/{spec.registered_name}"):
+    with lease(f"champion/{spec.registered_name}") as renew:
         proposal = _proposal(spec, registry)
         if proposal.settled:
             return proposal.settled
@@ -93,7 +93,7 @@ def settle(spec: RunSpec, answer: Answer) -> Promotion:
         decision = proposal.decision.model_copy(update=facts)
         record = {"approval.decision": said, "approval.claimed_name": answer.name, "approval.reason": answer.reason}
         registry.set_tags(proposal.challenger, record | {"approval.time": answer.time.isoformat(timespec="seconds")})
-        _conclude(proposal, decision, verdict, registry)
+        _conclude(proposal, decision, verdict, registry, renew)
     return decision
 
 
@@ -116,10 +116,14 @@ def _proposal(spec: RunSpec, registry: Registry) -> Proposal:
     )
 
 
-def _conclude(proposal: Proposal, decision: Promotion, verdict: str, registry: Registry) -> None:
+def _conclude(
+    proposal: Proposal, decision: Promotion, verdict: str, registry: Registry, renew: Callable[[], None]
+) -> None:
     """The decision into the version's tags, then the aliases."""
+    renew()
     registry.set_tags(proposal.challenger, _verdict(decision, verdict))
     if decision.promoted:
+        renew()
         if proposal.champion:
             registry.set_alias(decision.name, "previous", proposal.champion.version)
         registry.set_alias(decision.name, "champion", proposal.challenger.version)
@@ -145,7 +149,7 @@ def appoint(address: str, because: str = "") -> Promotion:
     """
     registry = Registry()
     name = registry.find(model_uri(address)).name
-    with lease(f"champion/{name}"):
+    with lease(f"champion/{name}") as renew:
         version, champion = registry.find(model_uri(address)), registry.aliased(name, "champion")
         if champion and champion.version == version.version:
             return _decision(
@@ -154,11 +158,13 @@ def appoint(address: str, because: str = "") -> Promotion:
         in_place_of = f" in the place of version {champion.version}" if champion else ""
         reason = f"Appointed by hand{in_place_of}{f': {because}' if because else '.'}"
         decision = _decision(version, registry, promoted=True, reason=reason)
+        renew()
         if champion:
             reason = f"Version {version.version} was appointed by hand in its place{f': {because}' if because else '.'}"
             withdrawn = _decision(champion, registry, promoted=False, reason=reason)
             registry.set_tags(champion, _verdict(withdrawn, WITHDRAWN))
         registry.set_tags(version, _verdict(decision, "appointed"))
+        renew()
         if champion:
             registry.set_alias(name, "previous", champion.version)
         registry.set_alias(name, "champion", version.version)

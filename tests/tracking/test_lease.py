@@ -42,3 +42,18 @@ def test_a_holder_that_died_is_succeeded_when_its_time_is_over(s3: Settings):
         pass
     with lease("test/dead", patience_seconds=10):
         pass
+
+
+def test_a_holder_may_renew_its_time_until_another_took_over(s3: Settings):
+    with lease("test/renewed", seconds=2.0) as renew:
+        time.sleep(1.5)
+        renew()
+        time.sleep(1.0)
+        with pytest.raises(UnavailableError, match="holds"), lease("test/renewed", patience_seconds=0.2):
+            pass
+        with lease("test/renewed", patience_seconds=10):
+            pass
+        with pytest.raises(UnavailableError, match="Somebody else took over test/renewed"):
+            renew()
+    with lease("test/renewed", patience_seconds=1.0):
+        pass

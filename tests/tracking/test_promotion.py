@@ -3,15 +3,17 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from finished_run import evaluated, prepared
 
-from genmodels.errors import SpecError
+from genmodels.errors import SpecError, UnavailableError
 from genmodels.settings import Settings
 from genmodels.spec import EvaluationReport, GuardsSpec, Metric, RunSpec
 from genmodels.steps.reports import report_key
 from genmodels.storage.objects import store
+from genmodels.tracking.lease import lease
 from genmodels.tracking.promotion import COLLAPSED, appoint, decide, promote
 from genmodels.tracking.registry import ModelVersion, Registry
 from genmodels.tracking.rest import TrackingServer
@@ -175,6 +177,33 @@ def test_of_two_at_once_the_better_one_is_champion(without_champion: str, order:
     best = min(decisions, key=lambda decision: decision.challenger)
     assert best.promoted
     assert Registry().find(f"models:/{without_champion}@champion").version == best.version
+
+
+@pytest.mark.parametrize(("seed", "by_hand"), [(420, False), (423, True)])
+def test_who_is_slower_than_its_lease_moves_no_alias(
+    without_champion: str, monkeypatch: pytest.MonkeyPatch, seed: int, by_hand: bool
+):
+    """The second one has decided when the third, the best of all, comes and waits for the second's time to be over."""
+    first = promote(registered(seed, 0.9))
+    slow, best = registered(seed + 1, 0.6), registered(seed + 2, 0.3)
+    uri = Registry().versions(without_champion, slow.run_key)[0].uri
+    set_tags, others, decisions = Registry.set_tags, [best], []
+
+    def set_tags_late(registry: Registry, version: ModelVersion, tags: dict[str, str]) -> None:
+        set_tags(registry, version, tags)
+        if others:
+            decisions.append(promote(others.pop()))
+
+    monkeypatch.setattr("genmodels.tracking.promotion.lease", partial(lease, seconds=1.0))
+    monkeypatch.setattr(Registry, "set_tags", set_tags_late)
+    with pytest.raises(UnavailableError, match="Somebody else took over"):
+        appoint(uri) if by_hand else promote(slow)
+    [decision] = decisions
+    assert decision.promoted
+    aliases = Registry().aliases(without_champion)
+    assert aliases["champion"] == str(decision.version)
+    assert aliases["previous"] == str(first.version)
+    assert not promote(slow).promoted
 
 
 def test_a_champion_whose_numbers_are_gone_is_not_replaced_unseen(without_champion: str):
