@@ -38,7 +38,7 @@ from genmodels.spec import (
 )
 from genmodels.steps.jobs import Job, RayJobs, attach_or_submit
 from genmodels.steps.prepare import prepared
-from genmodels.steps.reports import folder, is_done, load_report
+from genmodels.steps.reports import folder, is_done, load_registered, load_report
 from genmodels.storage.objects import store
 from genmodels.tracking import promotion
 from genmodels.tracking.runs import find_run, set_status
@@ -102,7 +102,7 @@ def evaluate_again(spec: RunSpec) -> State:
 @task(name="register", task_run_name="register {spec.model}", **STEP)
 def register(spec: RunSpec) -> State:
     """Make the trained model a version in MLflow's registry, with alias challenger."""
-    return _run("register", spec, RegisterReport)
+    return _run("register", spec, RegisterReport, done_before=load_registered)
 
 
 @task(name="promote", task_run_name="promote {spec.model}", **STEP)
