@@ -13,7 +13,7 @@ from torch import Tensor
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.generation import batches, device_of
 from genmodels.evaluation.images import as_stored
-from genmodels.models.base import FromLatents
+from genmodels.models.base import FromLatents, HasLatentCodes
 
 SEED = 0
 MOST_PATHS = 1_000
@@ -60,6 +60,23 @@ def walks(model: FromLatents, count: int, path: Path, *, labels: Tensor | None) 
     latents = on_the_way(start, end, path)
     given = {} if labels is None else {"labels": labels.repeat_interleave(WALK_IMAGES).to(latents.device)}
     return as_stored(model.decode(latents, **given)).cpu().unflatten(0, (count, WALK_IMAGES))
+
+
+@torch.inference_mode()
+def code_traversals(model: HasLatentCodes, count: int) -> dict[str, Tensor]:
+    """For each code the images of the first latents with that code moved and all else as it was, (count, values, C, R,
+    R) uint8: through its categories, or from -2 to 2, twice as far as it was learnt (Chen et al. 2016, figure 2)."""
+    latents = model.prior(count, generator=torch.Generator(device_of(model)).manual_seed(SEED))
+    values = {f"code {i + 1}": torch.eye(kinds) for i, kinds in enumerate(model.categorical_codes)}
+    for i in range(len(values), len(values) + model.continuous_codes):
+        values[f"code {i + 1} from -2 to 2"] = torch.linspace(-2, 2, WALK_IMAGES)[:, None]
+    images, first = {}, 0
+    for code, each in values.items():
+        moved = latents[:, None].repeat(1, len(each), 1)
+        moved[:, :, first : first + each.shape[1]] = each.to(latents)
+        images[code] = as_stored(model.decode(moved.flatten(0, 1))).cpu().unflatten(0, (count, len(each)))
+        first += each.shape[1]
+    return images
 
 
 def on_the_way(start: Tensor, end: Tensor, path: Path) -> Tensor:

@@ -28,10 +28,15 @@ COLOURS = (  # of Tableau 10
 )
 
 
-def contact_sheet(columns: Mapping[str, Tensor], *, images_per_row: int, rows_apart: bool = False) -> bytes:
-    """Grids of (N, C, R, R) images side by side under captions, as `grid` draws them."""
+def contact_sheet(
+    columns: Mapping[str, Tensor], *, images_per_row: int | None = None, rows_apart: bool = False
+) -> bytes:
+    """Grids of images side by side under captions, as `grid` draws them: (rows, columns, C, R, R), or (N, C, R, R) with
+    so many in a row."""
     grids = {
-        caption: grid(images.permute(0, 2, 3, 1).numpy(), images_per_row, rows_apart=rows_apart)
+        caption: grid(
+            images.flatten(0, -4).permute(0, 2, 3, 1).numpy(), images_per_row or images.shape[1], rows_apart=rows_apart
+        )
         for caption, images in columns.items()
     }
     return _captioned({caption: Image.fromarray(drawn.squeeze()) for caption, drawn in grids.items()})

@@ -325,6 +325,18 @@ class FromLatents(Samples, Protocol):
 
 
 @runtime_checkable
+class HasLatentCodes(FromLatents, Protocol):
+    """Its latents begin with codes that should mean something: each of `categorical_codes` one-hot, of so many
+    categories, then `continuous_codes` numbers on [-1, 1)."""
+
+    @property
+    def categorical_codes(self) -> tuple[int, ...]: ...
+
+    @property
+    def continuous_codes(self) -> int: ...
+
+
+@runtime_checkable
 class Translates(Protocol):
     """Carries images, (n, C, H, W) in [-1, 1], to the domain `target`, one of `domains`."""
 

@@ -8,7 +8,7 @@ discriminator's layers.
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,7 +26,9 @@ class Config(gan.GameConfig):
 
     resolution: int = Field(28, ge=8, multiple_of=4)
     latent: int = Field(62, ge=1, description="size of the noise, the part of the latent vector beside the codes")
-    categorical_codes: tuple[int, ...] = Field((10,), description="categories of each categorical code")
+    categorical_codes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (10,), description="categories of each categorical code"
+    )
     continuous_codes: int = Field(2, ge=0, description="codes that are uniform on [-1, 1)")
     categorical_weight: float = Field(1.0, ge=0, description="of the mutual information of the categorical codes")
     continuous_weight: float = Field(1.0, ge=0, description="of that of the continuous codes")
@@ -201,6 +203,16 @@ class InfoGAN(gan.GAN):
             kind = self.config.categorical_codes[0]
             latents[:, :kind] = F.one_hot(labels, kind)
         return self.decode(latents)
+
+    @property
+    def categorical_codes(self) -> tuple[int, ...]:
+        """Categories of each categorical code."""
+        return self.config.categorical_codes
+
+    @property
+    def continuous_codes(self) -> int:
+        """How many there are."""
+        return self.config.continuous_codes
 
     @property
     def clusters(self) -> int:

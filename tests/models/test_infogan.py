@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from drawing import draws
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,6 +117,12 @@ def test_every_adversarial_loss(name):
         loss = update.loss({"image": images()}, context.begin(index))
         gradients = torch.autograd.grad(loss.total, update.parameters, retain_graph=True, allow_unused=True)
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kinds", [0, 1])
+def test_a_category_alone_tells_nothing_and_is_refused(kinds: int):
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        tiny(categorical_codes=[10, kinds])
 
 
 @pytest.mark.parametrize(("categorical", "continuous"), [([], 3), ([4], 0)])

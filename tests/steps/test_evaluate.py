@@ -443,6 +443,7 @@ def test_the_clusters_of_an_infogan_are_held_against_the_classes(s3: Settings, m
     assert report.metric("cluster_accuracy").value == report.metric("cluster_accuracy").gap_closed == 1
     assert 0.1 <= some(report.metric("cluster_accuracy").untrained) < 0.5
     assert 0.6 < report.metric("cluster_accuracy_of_pixels").value < 0.95
+    assert "code_traversals" in report.pictures
 
 
 def test_codes_of_sprites_are_judged_by_the_factors(s3: Settings, monkeypatch):

@@ -26,7 +26,7 @@ from genmodels.evaluation.tasks.base import (
     labels_of,
     mean,
 )
-from genmodels.models.base import Clusters, Encodes, FromLatents, GenerativeModel, HasPrior
+from genmodels.models.base import Clusters, Encodes, FromLatents, GenerativeModel, HasLatentCodes, HasPrior
 
 INTERPOLATIONS = 8
 CLASS = "class"
@@ -166,13 +166,12 @@ class Interpolation(Task):
         drawn = {}
         for name, path in (("interpolations", interpolation.spherical), ("linear_interpolations", torch.lerp)):
             images = interpolation.walks(model, INTERPOLATIONS, path, labels=labels)
-            caption = "from one latent to another"
-            columns = {caption: images.flatten(0, 1)}
-            drawn[name] = contact_sheet(columns, images_per_row=images.shape[1], rows_apart=True)
+            drawn[name] = contact_sheet({"from one latent to another": images}, rows_apart=True)
         told = next((extractor for extractor in self.extractors if extractor.knows_classes), None)
         if self.labels is None and told and (rows := interpolation.arithmetic(model, told)) is not None:
-            caption = "A, B, C and their averages; A - B + C"
-            drawn["latent_arithmetic"] = contact_sheet({caption: rows.flatten(0, 1)}, images_per_row=rows.shape[1])
+            drawn["latent_arithmetic"] = contact_sheet({"A, B, C and their averages; A - B + C": rows})
+        if isinstance(model, HasLatentCodes) and (traversals := interpolation.code_traversals(model, INTERPOLATIONS)):
+            drawn["code_traversals"] = contact_sheet(traversals)
         return drawn
 
 
