@@ -229,8 +229,9 @@ class Watch:
         """To MLflow; alarms go with the progress to the one who follows."""
         self._queue.log({f"guard/{name}": value for name, value in values.items()}, engine.position.images)
         self._alarms = list(alarms)
-        if self._latest:
-            self._latest = self._latest.model_copy(update={"alarms": self._alarms})
+        place = {"done": engine.position.images, "total": engine.total_images}
+        latest = self._latest or Progress(step="train", stage=engine.stage.name, **place)
+        self._latest = latest.model_copy(update={"alarms": self._alarms})
 
     def samples(self, engine: Engine) -> None:
         """A grid from the same latents, or of the same held-out images, every time."""

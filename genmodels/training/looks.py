@@ -129,7 +129,8 @@ class Guards:
             return look
         with self._engine.previewing() as model:
             if isinstance(model, Samples):
-                pairs = [(real["image"], _sampled(model, real["image"]))]
+                told = real["label"] if "label" in self._engine.stage.inputs else None
+                pairs = [(real["image"], _sampled(model, real["image"], told))]
                 if isinstance(model, Encodes):
                     shown = torch.cat([model.decode(model.encode(part)) for part in parts(real["image"])])
                     reconstructed = finite(shown)
@@ -150,7 +151,7 @@ class Guards:
 
     def _real_images(self) -> dict[str, Tensor]:
         """The first training images of the stage, each once, by their name in a batch. Where the data have classes,
-        those after them, with their labels, are kept to tell classes by."""
+        their labels too; and those after them, with their labels, are kept to tell classes by."""
         engine, stage = self._engine, self._engine.stage
         if self._real[0] == stage.name:
             return self._real[1]
@@ -171,7 +172,8 @@ class Guards:
             images = scaled(whole[name][rows])
             if data.classes:
                 compared = min(compared, len(rows) // 2)
-                others = images[compared:], whole["label"][rows[compared:]]
+                found["label"], others_labels = whole["label"][rows].tensor_split([compared])
+                others = images[compared:], others_labels
             found[name] = images[:compared]
         self._real = stage.name, found, others
         return found
@@ -189,10 +191,13 @@ def finite(images: Tensor) -> Tensor:
     return images.float().nan_to_num(0.0, 0.0, 0.0)
 
 
-def _sampled(model: Samples, real: Tensor) -> Tensor:
-    """As many samples as real images, from one seed."""
+def _sampled(model: Samples, real: Tensor, labels: Tensor | None) -> Tensor:
+    """As many samples as real images, of the same classes if the model is told any, from one seed."""
     generator = torch.Generator(real.device).manual_seed(0)
-    return torch.cat([model.sample(len(part), generator=generator) for part in parts(real)])
+    sizes = [len(part) for part in parts(real)]
+    told = [None] * len(sizes) if labels is None else labels.split(sizes)
+    drawn = [model.sample(size, labels=each, generator=generator) for size, each in zip(sizes, told, strict=True)]
+    return torch.cat(drawn)
 
 
 def _without_spec(guard: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from genmodels.data.catalogue import CATALOGUE
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.errors import DivergedError
-from genmodels.models import gan
+from genmodels.models import conditional_gan, gan
 from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
 from genmodels.models.base import DataInfo, GenerativeModel, scaled
 from genmodels.nn.normalization import BatchNorm
@@ -324,9 +324,12 @@ def test_a_line_of_images_is_found_and_refused():
 
 
 def test_most_discriminators_that_learn_too_fast_are_found():
-    """Eleven small models whose discriminator learns 100 times too fast: what becomes of each is chaos."""
+    """Eleven small models whose discriminator learns 100 times too fast: what becomes of each is chaos. When this was
+    written, ten raised an alarm and the gate refused eight; the other three still drew all classes, badly."""
     verdicts = [verdict(small_engine(seed, stopping(), discriminator_learning_rate=0.1)) for seed in range(11)]
-    assert sum(alarm for alarm, _ in verdicts) > len(verdicts) / 2
+    alarms, refusals = map(sum, zip(*verdicts, strict=True))
+    assert alarms >= 9
+    assert refusals >= 7
 
 
 def test_a_surface_of_images_is_no_collapse_where_it_is_an_autoencoders():
@@ -464,6 +467,22 @@ def test_real_images_that_tell_classes_are_others_than_those_that_are_compared()
     others, labels = guards._real[2]
     assert (len(compared), len(others), len(labels)) == (256, 1_024, 1_024)
     assert len(torch.cat([compared, others]).unique(dim=0)) == 1_280
+
+
+def test_what_is_told_the_class_is_looked_at_for_the_classes_of_the_real_images():
+    """Which are as frequent as in the data: nine tenths of these images are a 0."""
+    labels = torch.arange(400) % 10 * (torch.arange(400) >= 360)
+    data = Dataset.from_arrays(
+        {"train": {"image@8": torch.randint(0, 256, (400, 1, 8, 8)).byte().numpy(), "label": labels.numpy()}}
+    )
+    config = conditional_gan.Config(resolution=8, channels=4, latent=8, batch_images=40)
+    model = conditional_gan.ConditionalGAN(config, DataInfo(channels=1, classes=10))
+    asked = list[Tensor]()
+    sample = model.sample
+    model.sample = lambda n, **given: asked.append(given["labels"]) or sample(n, **given)  # type: ignore[method-assign]
+    Guards(Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0))).final_look()
+    assert len(torch.cat(asked)) == 200
+    assert 0.8 < (torch.cat(asked) == 0).float().mean() < 0.97
 
 
 def test_guards_go_on_after_an_interruption_as_if_there_had_been_none(checkpoints: Checkpoints):
