@@ -18,7 +18,7 @@ from genmodels.data.download import LocatedFile, fetch
 from genmodels.data.manifest import Manifest
 from genmodels.evaluation import reals
 from genmodels.evaluation.classifier import IMAGES_SHOWN, LARGEST, Classifier, accuracy, train_classifier
-from genmodels.spec import Record
+from genmodels.spec import Record, digest
 from genmodels.storage.objects import store
 
 RECIPE = 1  # of the classifier; another number asks for a new one
@@ -199,7 +199,7 @@ def why_no_inception(manifest: Manifest) -> str | None:
 
 def held_out_features(extractor: Extractor, images: Tensor) -> Tensor:
     """The features of images that many evaluations share, kept in the object store by what they are made of."""
-    content = hashlib.sha256(f"{extractor.digest} {list(images.shape)} ".encode())
+    content = hashlib.sha256(f"{digest(extractor.protocol)} {list(images.shape)} ".encode())
     content.update(images.contiguous().numpy().tobytes())
     key = f"extractors/features/{content.hexdigest()}.safetensors"
     if store().exists(key):

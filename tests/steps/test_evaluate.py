@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -532,6 +533,17 @@ def test_the_classifier_is_registered_with_the_model(tracking: Settings):
     assert classifier
     assert version.tags["accuracy"] == f"{classifier.accuracy:.4f}"
     assert version.tags["dataset_digest"] == spec.dataset_digest
+
+
+def test_features_are_kept_for_an_extractor_of_the_same_protocol_alone(s3: Settings, monkeypatch):
+    """Of equal weights, one that takes the images as they are and one that looks at every other column."""
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    whole = extractors.Extractor("whole", "322", "none", lambda x: x.flatten(1).float(), torch.device("cpu"))
+    half = replace(whole, resize="every other", network=lambda x: x[..., ::2].flatten(1).float())
+    features = [extractors.held_out_features(extractor, images) for extractor in (whole, half)]
+    assert [len(each[0]) for each in features] == [64, 32]
+    monkeypatch.setattr(extractors.Extractor, "__call__", pytest.fail)
+    assert torch.equal(extractors.held_out_features(whole, images), features[0])
 
 
 def test_inception_judges_colour_images_once_its_weights_are_there(s3: Settings, monkeypatch):
