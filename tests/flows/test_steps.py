@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 from fault_proxy import FaultProxy
+from finished_run import finished_run
 from PIL import Image
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State
@@ -27,6 +28,7 @@ from genmodels.steps.jobs import Job, RayJobs
 from genmodels.steps.reports import folder, load_report
 from genmodels.steps.resolve import resolve
 from genmodels.storage.objects import store
+from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import open_run
 
@@ -151,6 +153,23 @@ def test_a_folder_that_has_changed_is_prepared_again(stack: Settings, tmp_path: 
         Image.fromarray(pixels[index]).save(tmp_path / f"{index}.png")
     name, rows = end_of_prepare()
     assert (name, sum(rows.values())) == ("Completed", 20)
+
+
+def test_a_version_that_was_deleted_in_mlflow_is_registered_again(stack: Settings):
+    def end_of_register() -> str:
+        [task] = tasks(stack, only(steps.register, spec, return_state=True))
+        return task["state"]["name"]
+
+    spec = finished_run("progressive_gan", "digits", "fmap_max=5", seed=1)
+    assert end_of_register() == "Completed"
+    assert end_of_register() == "Cached"
+    registry = Registry()
+    [gone] = registry.versions(spec.registered_name, spec.run_key)
+    which = {"name": gone.name, "version": str(gone.version)}
+    registry.server.send("DELETE", "mlflow/model-versions/delete", json=which)
+    assert end_of_register() == "Completed", "by another job than the first, which succeeded"
+    [again] = registry.versions(spec.registered_name, spec.run_key)
+    assert again.version > gone.version
 
 
 def test_bad_input_to_the_flow_itself_starts_no_step(stack: Settings):
