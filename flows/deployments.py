@@ -5,12 +5,14 @@ the same ones with `prefect deploy` for the workers of a work pool. Runs that `g
 same deployment as well, because Prefect's pages offer Cancel for no others, but need nobody to take them.
 """
 
-from typing import cast
+from typing import Any, cast
 
+from prefect import Flow, get_client
 from prefect import serve as serve_deployments
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
-from prefect.schedules import Cron
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron, Schedule
 
 from flows import alerts
 from flows.evaluate_again import evaluate_again
@@ -28,11 +30,22 @@ def deployments() -> list[RunnerDeployment]:
     return [
         deployed(retrain),
         deployed(retrain_all, parameters={"models": ["progressive_gan"]}),
-        deployed(watch_dataset, schedule=Cron("15 3 * * *", timezone="UTC", slug="nightly")),
-        deployed(prune, schedule=Cron("30 4 * * 0", timezone="UTC", slug="weekly"), concurrency_limit=one_at_a_time),
+        _scheduled(watch_dataset, Cron("15 3 * * *", timezone="UTC", slug="nightly")),
+        _scheduled(prune, Cron("30 4 * * 0", timezone="UTC", slug="weekly"), concurrency_limit=one_at_a_time),
         deployed(evaluate_again, concurrency_limit=one_at_a_time),
         deployed(promote),
     ]
+
+
+def _scheduled(flow: Flow[..., Any], schedule: Schedule, **options: Any) -> RunnerDeployment:
+    """With the schedule if Prefect does not know the deployment yet: an update puts the schedules that it has in the
+    place of those that people have made, also where it leaves all else."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(f"{flow.name}/{flow.name}")
+    except ObjectNotFound:
+        return deployed(flow, schedule=schedule, **options)
+    return deployed(flow, **options)
 
 
 def publish_alerts() -> dict[str, alerts.Change]:

@@ -44,6 +44,16 @@ from genmodels.terminal import StepDisplay
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.runs import run_page
 
+SET_BY_PEOPLE = {
+    "concurrency_limit",
+    "concurrency_options",
+    "job_variables",
+    "parameters",
+    "paused",
+    "schedules",
+    "tags",
+}
+
 
 class Outcome(Record):
     """What a retraining came to; the JSON that `genmodels retrain` prints."""
@@ -230,9 +240,12 @@ def retrain_now(
 
 
 def deployed(flow: Flow[..., Any], **options: Any) -> RunnerDeployment:
-    """The deployment of a flow, under the flow's own name; `options` are those of Prefect's `to_deployment`."""
+    """The deployment of a flow, under the flow's own name; `options` are those of Prefect's `to_deployment`, and hold
+    for the first publishing. A later one renews the form and leaves what people have set on Prefect's pages."""
     entrypoint = {"entrypoint_type": EntrypointType.MODULE_PATH}
-    return cast(RunnerDeployment, flow.to_deployment(flow.name, **entrypoint, **options))
+    deployment = cast(RunnerDeployment, flow.to_deployment(flow.name, **entrypoint, **options))
+    deployment.model_fields_set.difference_update(SET_BY_PEOPLE)  # of which alone Prefect makes an update
+    return deployment
 
 
 def _create_flow_run(parameters: dict[str, Any]) -> FlowRun:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import requests
 from finished_run import finished_run, prepared
 from PIL import Image
 from prefect import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, State
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectAlreadyExists
 from test_retrain import prefect, ray_jobs
 from waiting import wait_for
@@ -46,9 +47,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """What Prefect's server knows of each deployment, and knows no more afterwards."""
+    """What Prefect's server knows of each deployment."""
     fields = {"entrypoint", "parameters", "parameter_openapi_schema", "description", "tags", "concurrency_options"}
-    fields |= {"enforce_parameter_schema", "paused", "pull_steps", "work_pool_name"}
+    fields |= {"enforce_parameter_schema", "paused", "work_pool_name"}
     found = {}
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments():
@@ -59,17 +60,36 @@ def published() -> dict[str, dict[str, Any]]:
             flow = client.read_flow(deployment.flow_id).name
             found[f"{flow}/{deployment.name}"] = deployment.model_dump(include=fields) | {
                 "limit": limit and limit.limit,
+                "pull_steps": deployment.pull_steps or [],  # none at all after an update
                 "schedules": [[str(value) for value in schedule.values()] for schedule in schedules],
             }
-            client.delete_deployment(deployment.id)
     return found
 
 
+def forget() -> None:
+    """As if nothing had been published."""
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """`genmodels serve`, as people start it."""
+    process = subprocess.Popen([sys.executable, "-m", "genmodels", "serve"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert any("served" in line for line in process.stdout), "it says that it serves"
+    yield
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+
 def test_serving_and_prefect_deploy_publish_the_same(stack: Settings):
-    published()
+    forget()
     for deployment in deployments():
         deployment.apply()
     served = published()
+    forget()
     assert set(served) == {f"{name}/{name}" for name in NAMES}
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
@@ -78,20 +98,44 @@ def test_serving_and_prefect_deploy_publish_the_same(stack: Settings):
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     deployed = published()
+    forget()
     assert {deployment.pop("work_pool_name") for deployment in served.values()} == {None}
     assert {deployment.pop("work_pool_name") for deployment in deployed.values()} == {"genmodels"}
     assert deployed == served
 
 
+def test_what_people_have_set_survives_that_it_is_published_again(stack: Settings):
+    forget()
+    for deployment in deployments():
+        deployment.apply()
+    first = published()
+    parameters = {"retrain": {"workers": 4}, "retrain-all": {"models": ["vae"]}, "prune": {"dry_run": False}}
+    with get_client(sync_client=True) as client:
+        for name in NAMES:
+            known = client.read_deployment_by_name(f"{name}/{name}")
+            if known.schedules:  # that which is ours is paused, and a second one is made
+                client.update_deployment_schedule(known.id, known.schedules[0].id, active=False)
+            if name != "watch-dataset":
+                client.create_deployment_schedules(known.id, [(CronSchedule(cron="0 1 * * *"), True)])
+            theirs = {"tags": ["team"], "parameters": parameters.get(name, {}), "paused": True, "concurrency_limit": 3}
+            wait_in_turn = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+            client.update_deployment(known.id, DeploymentUpdate(**theirs, concurrency_options=wait_in_turn))
+    set_by_people = published()
+    assert all(set_by_people[name] != first[name] for name in first)
+
+    for deployment in deployments():
+        deployment.apply()
+    assert published() == set_by_people
+    with serving():
+        assert published() == set_by_people
+    forget()
+
+
 @pytest.fixture(scope="module")
 def server(stack: Settings) -> Iterator[Settings]:
-    """`genmodels serve`, as people start it."""
-    process = subprocess.Popen([sys.executable, "-m", "genmodels", "serve"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert any("served" in line for line in process.stdout), "it says that it serves"
-    yield stack
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    """A server that all of this module's tests use."""
+    with serving():
+        yield stack
 
 
 def test_forms_offer_what_there_is_and_explain_it(server: Settings):
