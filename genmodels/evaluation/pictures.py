@@ -89,10 +89,14 @@ def manifold(decode: Callable[[Tensor], Tensor], prior: Tensor) -> bytes:
     return contact_sheet({"decoded from a square of the prior": decode(codes)}, images_per_row=MANIFOLD_STEPS)
 
 
-def scattered(prior: Tensor, codes: Tensor, labels: Tensor | None) -> bytes:
+def scattered(prior: Tensor, codes: Tensor, labels: Tensor | None, *, in_pairs: bool) -> bytes:
     """Codes (M, D), coloured by class where there are labels (M,), over draws from their prior (N, D): the two
-    dimensions of largest variance."""
-    shown = codes.var(dim=0).topk(2).indices.sort().values
+    dimensions of largest variance, those of one pair where the prior is in pairs."""
+    variances = codes.var(dim=0)
+    if in_pairs:
+        shown = 2 * variances.view(-1, 2).sum(dim=1).argmax() + torch.arange(2)
+    else:
+        shown = variances.topk(2).indices.sort().values
     prior, codes = prior[:, shown], codes[:, shown]
     everything = torch.cat((prior, codes))
     low, high = everything.quantile(torch.tensor([0.001, 0.999]), dim=0)

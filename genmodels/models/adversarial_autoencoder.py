@@ -181,6 +181,11 @@ class AdversarialAutoencoder(AutoencodingModel):
         """n images, (n, C, H, W), about in [-1, 1]; of random labels if it knows any."""
         return self.decode(self.prior(n, labels=labels, generator=generator))
 
+    @property
+    def prior_in_pairs(self) -> bool:
+        """Whether the prior is a shape in the plane, once in each pair of dimensions."""
+        return PRIORS[self.config.prior].multiple == 2
+
     def prior(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator) -> Tensor:
         """n codes, (n, Z), of the components of labels (n,) or of random ones."""
         device = next(self.parameters()).device

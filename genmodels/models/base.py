@@ -357,7 +357,11 @@ class Encodes(Protocol):
 @runtime_checkable
 class HasPrior(Encodes, Protocol):
     """Its codes should be distributed like those of a prior: (n, D) drawn from it, and one drawn for each image.
-    `prior` is also given `labels`, (n,) int64, where the model is conditional."""
+    `prior` is also given `labels`, (n,) int64, where the model is conditional. If it is `prior_in_pairs`, each two of
+    its dimensions, the first and the second and so on, are of one shape."""
+
+    @property
+    def prior_in_pairs(self) -> bool: ...
 
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor: ...
 

@@ -118,6 +118,11 @@ class VAE(AutoencodingModel):
             log_weights.append(importance_log_weights(log_joint, mean, log_variance, noise))
         return torch.cat(log_weights).logsumexp(dim=0) - math.log(samples)
 
+    @property
+    def prior_in_pairs(self) -> bool:
+        """All dimensions of a standard normal are alike."""
+        return False
+
     def prior(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n latents, (n, Z)."""
         device = next(self.parameters()).device

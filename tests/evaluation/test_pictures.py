@@ -1,6 +1,7 @@
 """Every image, code and dot is where it belongs."""
 
 import io
+import math
 
 import numpy as np
 import torch
@@ -70,12 +71,27 @@ def test_codes_lie_over_the_prior_in_the_colour_of_their_class():
     prior = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).repeat(500, 1)
     codes = torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]]).repeat(500, 1)
     prior = torch.cat((prior, torch.zeros(1000, 1)), dim=1)
-    sheet = np.asarray(Image.open(io.BytesIO(scattered(prior, codes, torch.tensor([0, 1]).repeat(500)))))
+    sheet = np.asarray(
+        Image.open(io.BytesIO(scattered(prior, codes, torch.tensor([0, 1]).repeat(500), in_pairs=False)))
+    )
     plot = sheet[CAPTION_PIXELS : CAPTION_PIXELS + PLOT_PIXELS, -MARGIN - PLOT_PIXELS : -MARGIN]
     near, far = round(PLOT_PIXELS * (0.5 - 1 / 2.2)), round(PLOT_PIXELS * (0.5 + 1 / 2.2))
     assert tuple(plot[far, near]) == tuple(plot[near, far]) == GREY
     assert tuple(plot[near, near]) == (31, 119, 180)
     assert tuple(plot[far, far]) == (255, 127, 14)
+
+
+def test_a_prior_in_pairs_is_shown_in_the_pair_that_varies_most():
+    """A ring in each, so that across two pairs there would be dots in the middle; one dimension alone varies more."""
+    angle = torch.linspace(0, 2 * math.pi, 500)
+    ring = torch.stack((angle.cos(), angle.sin()), dim=1)
+    prior = torch.cat((ring[torch.randperm(500, generator=torch.Generator().manual_seed(0))], ring), dim=1)
+    codes = prior * torch.tensor([1.1, 0.1, 1, 1])
+    sheet = np.asarray(Image.open(io.BytesIO(scattered(prior, codes, None, in_pairs=True))))
+    plot = sheet[CAPTION_PIXELS : CAPTION_PIXELS + PLOT_PIXELS, -MARGIN - PLOT_PIXELS : -MARGIN]
+    rows, columns = np.nonzero((plot == COLOURS[0]).all(axis=2))
+    radii = np.hypot(*((places - PLOT_PIXELS / 2) / (PLOT_PIXELS / 2.2) for places in (rows, columns)))
+    np.testing.assert_allclose(radii, 1, atol=2 * DOT_PIXELS / (PLOT_PIXELS / 2.2))
 
 
 def test_points_are_dots_of_a_plot():

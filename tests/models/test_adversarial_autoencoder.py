@@ -165,6 +165,7 @@ def test_samples_are_decoded_from_every_prior(prior: str):
     model = small(prior=prior)
     first = model.sample(5, generator=seeded(3))
     assert first.shape == (5, 1, 4, 4)
+    assert model.prior_in_pairs == (prior in {"mixture_of_gaussians", "swiss_roll"})
     torch.testing.assert_close(first, model.decode(model.prior(5, generator=seeded(3))))
     assert not torch.equal(first, model.sample(5, generator=seeded(4)))
 

@@ -131,7 +131,9 @@ class Representation(Task):
             prior, posterior = representation.prior_and_posterior(model, self.real, labels=self.given)
             labels = self.labels if self.labelled else None
             if codes.shape[1] > 1:
-                drawn["aggregated_posterior"] = pictures.scattered(prior, posterior, labels)
+                drawn["aggregated_posterior"] = pictures.scattered(
+                    prior, posterior, labels, in_pairs=model.prior_in_pairs
+                )
             if codes.shape[1] == 2:
                 drawn["latent_manifold"] = pictures.manifold(decode, prior)
         return drawn
