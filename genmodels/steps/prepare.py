@@ -6,11 +6,11 @@ import time
 from contextlib import suppress
 
 from genmodels.data.catalogue import find
-from genmodels.data.download import BytesDone
+from genmodels.data.download import BytesDone, locate
 from genmodels.data.entries import CatalogueEntry
 from genmodels.data.manifest import cache_folder, publish, whats_missing
 from genmodels.data.preprocess import VERSION, preprocess
-from genmodels.errors import SpecError
+from genmodels.errors import DataError, SpecError
 from genmodels.settings import settings
 from genmodels.spec import PrepareReport, Progress, RunSpec, digest
 from genmodels.steps.reports import ProgressWriter, progress_key, save_report
@@ -49,8 +49,13 @@ def prepared(spec: RunSpec) -> PrepareReport | None:
     """The report of what was prepared from the same source, as it is now, in the same way, if all of it is there; None
     if not, or if only a download can tell."""
     entry = find(spec.dataset)
-    if any(file.sha256 is None for file in entry.files):
-        return None
+    if any(file.sha256 is None for file in entry.files):  # a mirror's list or a pin may know
+        try:
+            located = locate(entry.name, entry.files, entry.how_to_get)
+        except DataError:  # to be got by hand, and only the machines of the step may have it
+            return None
+        if any(file.sha256 is None for file in located):
+            return None
     return _found(_key(spec, entry, lambda done, total: None), spec)
 
 

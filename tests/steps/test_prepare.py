@@ -1,10 +1,12 @@
 """The prepare step on real data from a local mirror, and what happens when things change or vanish in between."""
 
+import io
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from genmodels.data.manifest import open_dataset
 from genmodels.errors import DataError, SpecError
 from genmodels.settings import settings
 from genmodels.spec import PrepareReport, RunSpec
-from genmodels.steps.prepare import prepare
+from genmodels.steps.prepare import prepare, prepared
 from genmodels.steps.reports import load_report, read_progress
 from genmodels.storage.objects import ObjectStore
 
@@ -56,6 +58,23 @@ def test_utkface(bucket: ObjectStore, configure: Callable[..., None], data_mirro
     assert report.rows == {"train": 1800, "test": 200}
     assert report.set_aside == {}
     assert set(dataset.table("train").columns) == {"image@16", "image@8", "image@4", "label"}
+
+
+def test_what_a_pin_tells_apart_is_found_without_a_download(
+    bucket: ObjectStore, configure: Callable[..., None], tmp_path: Path
+):
+    wanted = spec("celeba_hq", 8)
+    assert prepared(wanted) is None, "to be got by hand"
+    (tmp_path / "celeba-hq").mkdir()
+    with ZipFile(tmp_path / "celeba-hq/CelebAMask-HQ.zip", "w") as archive:
+        for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)):
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "PNG")
+            archive.writestr(f"CelebAMask-HQ/CelebA-HQ-img/{i}.jpg", picture.getvalue())
+    configure(mirror=tmp_path.as_uri())
+    assert prepared(wanted) is None, "never downloaded"
+    report = prepare(wanted)
+    assert prepared(wanted) == report
 
 
 def test_cityscapes(bucket: ObjectStore, configure: Callable[..., None], data_mirror: str):
