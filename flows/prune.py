@@ -26,7 +26,7 @@ def prune(dry_run: bool = True, older_than_days: Annotated[int, Field(ge=1)] = 3
     try:
         report = retention.prune(older_than_days=older_than_days, dry_run=dry_run)
     except GenmodelsError as error:
-        return Failed(message=f"Nothing was removed: {error}", data=error)
+        return Failed(message=f"{'Nothing was listed' if dry_run else 'Not all was removed'}: {error}", data=error)
     rows = [
         {
             "what": kind,

@@ -206,8 +206,9 @@ class ObjectStore:
                     yield Upload(key=entry["Key"], id=entry["UploadId"], begun=entry["Initiated"])
 
     def abort(self, upload: Upload) -> None:
-        """Give up an upload; its parts are removed."""
-        with self._errors_for_people(self.bucket, upload.key):
+        """Give up an upload; its parts are removed. One that has ended is no error."""
+        ended = self.client.exceptions.NoSuchUpload
+        with self._errors_for_people(self.bucket, upload.key), suppress(ended):
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
 
     def get_record(self, key: str, type: type[M]) -> M | None:

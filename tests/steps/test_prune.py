@@ -1,5 +1,6 @@
 """Retention, on the real object store and registry: what goes, what stays, and that a dry run takes nothing."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from genmodels.errors import UnavailableError
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, TrainReport
 from genmodels.steps.prune import prune
-from genmodels.storage.objects import ObjectStore
+from genmodels.storage.objects import ObjectStore, Upload
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.rest import TrackingServer
 
@@ -102,6 +103,14 @@ def test_only_what_nobody_needs_goes(littered: dict[str, list[str]], bucket: Obj
     assert before - keys(bucket) == {key for kind, listed in littered.items() if kind != "uploads" for key in listed}
     assert not list(bucket.uploads())
     assert prune(older_than_days=ALL).objects == {kind: [] for kind in littered}
+
+
+def test_an_upload_that_the_store_knows_no_more_is_as_good_as_given_up(bucket: ObjectStore):
+    """SeaweedFS says so only of an id that it never gave for the key; other servers of every upload that has ended."""
+    gone = {"Bucket": bucket.bucket, "Key": "runs/ended", "UploadId": "0" * 40}
+    with pytest.raises(bucket.client.exceptions.NoSuchUpload):
+        bucket.client.abort_multipart_upload(**gone)
+    bucket.abort(Upload(key=gone["Key"], id=gone["UploadId"], begun=datetime.now(UTC)))
 
 
 def test_what_was_written_lately_stays(littered: dict[str, list[str]], bucket: ObjectStore):
