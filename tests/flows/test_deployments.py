@@ -296,6 +296,10 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     assert f"progressive\\_gan v1 \\(champion\\) | implicit | {primary.value:.4g} \\[" in leaderboard
     assert Registry().find(f"models:/{name}@champion").version == 1, "no alias moves"
 
+    Registry().set_tags(champion, {f"evaluation.{report.primary}": "as before"})  # cut off before MLflow was told
+    assert evaluate_again(name, return_state=True).message == "1 of 2 registered versions were judged again."
+    assert Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"] == told
+
 
 def test_what_cannot_be_is_refused_in_one_sentence(stack: Settings):
     missing = promote("progressive_gan.nowhere@1", return_state=True)
