@@ -60,18 +60,19 @@ class Every:
 
 def best_effort(publish: Callable[P, None]) -> Callable[P, None]:
     """Makes a failure to publish one warning: the server being away for a while is no reason to stop a run."""
-    failures: list[Exception] = []
+    failing = False
 
     @functools.wraps(publish)
     def published(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal failing
         try:
             publish(*args, **kwargs)
         except Exception as error:  # whatever a client, a server or a proxy between them comes up with
-            if not failures:
+            if not failing:
                 get_run_logger().warning("Prefect's pages may be out of date: %s: %s", type(error).__name__, error)
-            failures.append(error)
+            failing = True
         else:
-            failures.clear()
+            failing = False
 
     return published
 

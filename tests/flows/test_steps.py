@@ -1,11 +1,13 @@
 """What becomes of a step that fails: retried only if the cause can pass, and told in one sentence."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import gethostname
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from finished_run import finished_run
 from PIL import Image
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State
+from prefect.logging import disable_run_logger
 from prefect.tasks import Task
 from test_retrain import prefect
 from waiting import wait_for
 
 from flows import steps
+from flows.artifacts import best_effort
 from flows.retrain import retrain
 from genmodels.settings import Settings
 from genmodels.spec import PrepareReport, RunSpec
@@ -170,6 +174,25 @@ def test_a_version_that_was_deleted_in_mlflow_is_registered_again(stack: Setting
     assert end_of_register() == "Completed", "by another job than the first, which succeeded"
     [again] = registry.versions(spec.registered_name, spec.run_key)
     assert again.version > gone.version
+
+
+def test_what_could_not_be_published_is_not_kept():
+    class Picture:
+        """Stands for what a flow of days cannot keep of each failure."""
+
+    pictures: list[ref[Picture]] = []
+
+    @best_effort
+    def publish() -> None:
+        picture = Picture()
+        pictures.append(ref(picture))
+        raise ConnectionError(picture)
+
+    with disable_run_logger():
+        publish()
+        publish()
+    gc.collect()
+    assert [picture() for picture in pictures] == [None, None]
 
 
 def test_bad_input_to_the_flow_itself_starts_no_step(stack: Settings):
