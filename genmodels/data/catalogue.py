@@ -146,9 +146,10 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
         CatalogueEntry(
             name="mnist",
-            title="MNIST handwritten digits, 28×28 padded to 32×32 (LeCun et al. 1998)",
+            title="MNIST handwritten digits, 28×28, at 32×32 with a margin (LeCun et al. 1998)",
             licence="CC BY-SA 3.0",
             resolution=32,
+            margin=2,
             channels=1,
             read=readers.idx(readers.DIGITS),
             class_names=readers.DIGITS,
@@ -168,9 +169,10 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
         CatalogueEntry(
             name="fashion_mnist",
-            title="Fashion-MNIST, 28×28 padded to 32×32 (Xiao et al. 2017)",
+            title="Fashion-MNIST, 28×28, at 32×32 with a margin (Xiao et al. 2017)",
             licence="MIT",
             resolution=32,
+            margin=2,
             channels=1,
             read=readers.idx(readers.FASHION),
             class_names=readers.FASHION,

@@ -23,7 +23,8 @@ TRANSFERS = 16
 class CatalogueEntry:
     """A data set: where it comes from, what may be done with it, and how its files become examples.
 
-    `resolution` is the one to take unless another is asked for; `counts` are the published ones, by table.
+    `resolution` is the one to take unless another is asked for, `margin` how many black pixels each side of an image is
+    given unless its own resolution is asked for; `counts` are the published ones, by table.
     """
 
     name: str
@@ -33,6 +34,7 @@ class CatalogueEntry:
     channels: int
     read: Callable[[Mapping[str, Path]], Examples]
     unpaired: bool = False
+    margin: int = 0
     class_names: tuple[str, ...] = ()
     files: tuple[RemoteFile, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)

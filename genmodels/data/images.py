@@ -53,12 +53,15 @@ def pyramid_resolutions(resolution: int) -> list[int]:
     return levels
 
 
-def levels(contents: Sequence[Content], resolution: int, channels: int) -> Levels:
-    """Decodes, centre-crops and resizes each image once, and halves it down the pyramid."""
+def levels(contents: Sequence[Content], resolution: int, channels: int, margin: int = 0) -> Levels:
+    """Decodes, centre-crops and resizes each image once, and halves it down the pyramid. Decoded pixels get a
+    black margin, unless they have that resolution without."""
     result = Levels(kept=[], columns={})
     images = []
     for position, content in enumerate(contents):
         try:
+            if isinstance(content, np.ndarray) and margin and content.shape[0] != resolution:
+                content = np.pad(content, margin)
             images.append(square(content, resolution, channels))
             result.kept.append(position)
         except Unusable as unusable:

@@ -88,7 +88,8 @@ def preprocess(
     started = time.perf_counter()
     account = _Account(entry.name, examples.count, resolution)
     tables: dict[str, _TableWriter] = {}
-    with _submit(examples, resolution, entry.channels, processes, ray) as submit:
+    how = {"resolution": resolution, "channels": entry.channels, "margin": entry.margin}
+    with _submit(examples, how, processes, ray) as submit:
         for run, result in submit(_runs(examples, account)):
             account.add(run, result)
             writer = tables.setdefault(run.table, _TableWriter(folder, run.table))
@@ -254,19 +255,19 @@ def _runs(examples: Examples, account: _Account) -> Iterator[Run]:
 
 
 @contextmanager
-def _submit(examples: Examples, resolution: int, channels: int, processes: int | None, ray: bool) -> Iterator[Submit]:
+def _submit(examples: Examples, how: dict[str, int], processes: int | None, ray: bool) -> Iterator[Submit]:
     """How runs are worked on: here if there is little to decode, else by a pool of processes or by Ray tasks."""
     processes = processes or len(os.sched_getaffinity(0))
     if not examples.encoded or examples.count <= FEW_EXAMPLES or (processes == 1 and not ray):
-        yield lambda runs: ((run, levels([e.content for e in run.examples], resolution, channels)) for run in runs)
+        yield lambda runs: ((run, levels([e.content for e in run.examples], **how)) for run in runs)
     elif ray:
-        yield _on_ray(resolution, channels)
+        yield _on_ray(how)
     else:
         # Spawned, because a forked child would inherit the locks of the threads that are about.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
             def submit(run: Run) -> Any:
-                return pool.submit(levels, [e.content for e in run.examples], resolution, channels)
+                return pool.submit(levels, [e.content for e in run.examples], **how)
 
             try:
                 yield lambda runs: _in_order(runs, submit, lambda future: future.result(), 2 * processes)
@@ -278,16 +279,16 @@ def _submit(examples: Examples, resolution: int, channels: int, processes: int |
                 pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(resolution: int, channels: int) -> Submit:
+def _on_ray(how: dict[str, int]) -> Submit:
     import ray
     from ray.exceptions import RayError
 
     ray.init(ignore_reinit_error=True)
-    task = ray.remote(levels)
+    task: Any = ray.remote(levels)
     in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def submit(run: Run) -> Any:
-        return task.remote([e.content for e in run.examples], resolution, channels)
+        return task.remote([e.content for e in run.examples], **how)
 
     def result(reference: Any) -> Levels:
         try:

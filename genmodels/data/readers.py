@@ -140,7 +140,7 @@ def _crops(tiles: Sequence[Image.Image], count: int, generator: np.random.Genera
 
 
 def idx(class_names: Sequence[str]) -> Callable[[Mapping[str, Path]], Examples]:
-    """A reader of MNIST's four idx files, whose 28×28 pixels it pads to 32×32."""
+    """A reader of MNIST's four idx files."""
 
     def read(files: Mapping[str, Path]) -> Examples:
         tables = {}
@@ -150,7 +150,7 @@ def idx(class_names: Sequence[str]) -> Callable[[Mapping[str, Path]], Examples]:
                 raise DataError(f"{image_file} and {label_file} do not fit: shapes {images.shape} and {labels.shape}.")
             if labels.size and labels.max() >= len(class_names):
                 raise DataError(f"{label_file} has a label {labels.max()}; there are {len(class_names)} classes.")
-            tables[table] = np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
+            tables[table] = images, labels
         return of_arrays(tables, class_names)
 
     return read

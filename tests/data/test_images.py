@@ -74,6 +74,16 @@ def test_floats_are_not_rounded_and_not_resized():
     assert larger.smallest_side == 1
 
 
+def test_a_margin_is_given_to_all_but_images_of_the_resolution_asked_for():
+    """As to MNIST's of 28x28, whose halvings end at 7x7 and those with a margin of 2 at 4x4."""
+    image = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    own, wider, smaller = (levels([image], resolution, 1, margin=2).columns for resolution in (28, 32, 16))
+    assert list(own) == ["image@28", "image@14", "image@7"]
+    assert (own["image@28"][0, 0] == image).all()
+    assert (wider["image@32"][0, 0] == np.pad(image, 2)).all()
+    assert (smaller["image@16"][0] == square(np.pad(image, 2), 16, 1)).all()
+
+
 def test_the_centre_square_is_taken():
     """A wide image, black but for a white middle square, is white; a tall one likewise."""
     wide = np.zeros((8, 24, 3), np.uint8)
