@@ -22,7 +22,7 @@ from genmodels.tracking.comparison import contradictions
 from genmodels.tracking.promotion import evaluation_of, spec_of
 from genmodels.tracking.registry import ModelVersion, Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
-from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder
+from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder, queue_prefix
 
 
 def register(spec: RunSpec) -> RegisterReport:
@@ -167,7 +167,7 @@ def _log_pictures(
     """As the last step of the run's pictures, for the compare page, and as files, for the version's description. What
     training could not deliver leaves the queue on this occasion, and the run is over."""
     folder = server.get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]
-    queue = MetricsQueue(lambda: run_id, queue_folder(spec), sample_system=False)
+    queue = MetricsQueue(lambda: run_id, queue_folder(spec), prefix=queue_prefix(spec), sample_system=False)
     for name, address in evaluation.pictures.items():
         png = store().read(address)
         server.put_artifact(folder, f"evaluation/{name}.png", png)

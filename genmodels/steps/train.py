@@ -43,7 +43,7 @@ from genmodels.steps.reports import (
     save_report,
 )
 from genmodels.storage.objects import store
-from genmodels.tracking.runs import MetricsQueue, RunStatus, open_run, queue_folder
+from genmodels.tracking.runs import MetricsQueue, RunStatus, open_run, queue_folder, queue_prefix
 from genmodels.training.checkpoints import Checkpoints
 from genmodels.training.engine import NORM, Engine
 from genmodels.training.loop import train as train_engine
@@ -195,7 +195,8 @@ class Watch:
         counts = {
             name: sum(p.numel() for p in network.parameters()) for name, network in engine.model.networks().items()
         }
-        self._queue = MetricsQueue(partial(open_run, spec, tags=links, parameters=counts), queue_folder(spec))
+        opening = partial(open_run, spec, tags=links, parameters=counts)
+        self._queue = MetricsQueue(opening, queue_folder(spec), prefix=queue_prefix(spec))
 
     @property
     def run_id(self) -> str | None:

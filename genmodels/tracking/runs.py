@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential_jitter
 
+from genmodels.data.archives import check_name
 from genmodels.data.manifest import manifest_key
 from genmodels.errors import GenmodelsError, SpecError, UnavailableError
 from genmodels.settings import settings
@@ -267,6 +269,11 @@ def queue_folder(spec: RunSpec) -> Path:
     return settings().cache / "mlflow" / spec.run_key
 
 
+def queue_prefix(spec: RunSpec) -> str:
+    """Where in the object store they wait for another machine, when this one has no more time for MLflow."""
+    return f"runs/{spec.run_key}/queue"
+
+
 class MetricsQueue:
     """Metrics and pictures on their way to MLflow, with *images shown* as their step.
 
@@ -275,10 +282,12 @@ class MetricsQueue:
     key's steps only grow. What is not beyond the last step that the server holds, such as the stretch between a
     checkpoint and the death of the process that a resumed training goes through again, is not sent a second time; a
     batch whose answer was lost is sent again as it was, and MLflow keeps equal values (key, time, step, value) once.
+    What is left when it closes waits under `prefix` of the object store, if there is one, for the next queue on
+    whatever machine.
     """
 
-    def __init__(self, open_run: Callable[[], str], folder: Path, *, sample_system: bool = True):
-        self.folder = folder
+    def __init__(self, open_run: Callable[[], str], folder: Path, *, prefix: str = "", sample_system: bool = True):
+        self.folder, self._prefix = folder, prefix
         self.run_id: str | None = None  # until MLflow has answered
         self._open_run = open_run
         self._journal = Journal(self.folder / "queue.jsonl")
@@ -287,6 +296,7 @@ class MetricsQueue:
         self._next_sample = 0.0 if sample_system else math.inf
         self._status: RunStatus = "RUNNING"
         self._closing, self._given_up = threading.Event(), threading.Event()
+        self._take_over()
         self._thread = threading.Thread(target=self._work, name="metrics-queue", daemon=True)
         self._thread.start()
 
@@ -315,15 +325,46 @@ class MetricsQueue:
         self._append([Entry(_milliseconds(), images_shown, f"images/{key.replace('/', '~')}", file=name)])
 
     def close(self, status: RunStatus = "FINISHED", timeout_seconds: float = 60.0) -> None:
-        """Deliver what is left, then end the run; what the server does not take in that time stays in the folder."""
+        """Deliver what is left, then end the run; what the server does not take in time is left to the next queue."""
         self._status = status
         self._closing.set()
         self._thread.join(timeout_seconds)
-        if self._thread.is_alive():
-            self._given_up.set()
-            log.warning("MLflow did not take all metrics; the rest waits in %s.", self.folder)
+        self._given_up.set()
+        if self._thread.is_alive() or not self._journal.is_empty():
+            log.warning("MLflow did not take all metrics; the rest waits in %s.", self._leave())
         else:
             self._journal.close()
+
+    def _leave(self) -> str:
+        """Where the rest waits: in the object store, for any machine, or else here."""
+        entries, _ = self._journal.first(sys.maxsize)
+        try:
+            if self._prefix:
+                for entry in entries:
+                    if entry.file:
+                        store().upload(self.folder / entry.file, f"{self._prefix}/{entry.file}")
+                lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+                store().put(f"{self._prefix}/{_milliseconds()}.jsonl", lines)
+                return store().uri(self._prefix)
+        except (GenmodelsError, OSError) as error:
+            log.warning("Only this machine has them: %s", error)
+        return str(self.folder)
+
+    def _take_over(self) -> None:
+        """What another queue left. Who dies before it is deleted takes it over twice, and sends it once."""
+        try:
+            left = [info.key for info in store().list(f"{self._prefix}/")] if self._prefix else []
+            for key in left:
+                if key.endswith(".jsonl"):
+                    entries = [Entry(*json.loads(line)) for line in store().get(key).splitlines()]
+                    for entry in entries:
+                        if entry.file:
+                            check_name(entry.file, store().uri(key))
+                            store().download(f"{self._prefix}/{entry.file}", self.folder / entry.file)
+                    self._journal.append(entries)
+            store().delete(left)
+        except (GenmodelsError, OSError) as error:
+            log.warning("Metrics stay in %s: %s", store().uri(self._prefix), error)
 
     def _append(self, entries: list[Entry]) -> None:
         try:

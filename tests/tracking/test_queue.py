@@ -18,7 +18,8 @@ import requests
 from mlflow_process import LossyProxy, MlflowProcess
 from PIL import Image
 
-from genmodels.settings import settings
+from genmodels.settings import Settings, settings
+from genmodels.storage.objects import store
 from genmodels.tracking.journal import Entry, Journal
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue
@@ -145,6 +146,24 @@ def test_close_gives_up_when_its_time_is_over(bare_run: str, tmp_path: Path, mon
     assert "the rest waits in" in caplog.text
     MetricsQueue(lambda: bare_run, tmp_path).close()
     assert history(bare_run, "loss") == [(5, 1.0)]
+
+
+def test_what_one_machine_could_not_deliver_another_does(
+    s3: Settings, bare_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    prefix = "runs/0123/queue"
+    with monkeypatch.context() as away:
+        away.setattr(settings(), "mlflow_url", "http://127.0.0.1:9")
+        queue = MetricsQueue(lambda: bare_run, tmp_path / "a", prefix=prefix)
+        queue.log({"loss": 1.0}, 5)
+        queue.image("samples", np.zeros((8, 8), np.uint8), 5)
+        queue.close(timeout_seconds=1)
+    assert f"the rest waits in {store().uri(prefix)}" in caplog.text
+    MetricsQueue(lambda: bare_run, tmp_path / "b", prefix=prefix).close()
+    assert history(bare_run, "loss") == [(5, 1.0)]
+    files = [file["path"] for file in TrackingServer().get("artifacts/list", run_id=bare_run, path="images")["files"]]
+    assert len(files) == 2  # a PNG file and a thumbnail
+    assert list(store().list(prefix)) == []
 
 
 def test_a_name_that_mlflow_refuses_is_refused_at_once(tmp_path: Path):
