@@ -230,8 +230,7 @@ class Watch:
         """To MLflow; alarms go with the progress to the one who follows."""
         self._queue.log({f"guard/{name}": value for name, value in values.items()}, engine.position.images)
         self._alarms = list(alarms)
-        place = {"done": engine.position.images, "total": engine.total_images}
-        latest = self._latest or Progress(step="train", stage=engine.stage.name, **place)
+        latest = self._latest or Progress(step="train", done=engine.position.images, total=engine.total_images)
         self._latest = latest.model_copy(update={"alarms": self._alarms})
 
     def samples(self, engine: Engine) -> None:
