@@ -11,7 +11,7 @@ from flows import steps
 from flows.artifacts import models_side_by_side
 from genmodels.errors import GenmodelsError
 from genmodels.spec import EvaluationReport, RunSpec
-from genmodels.steps.register import _scores, tell_scores
+from genmodels.steps.register import score_tags, tell_scores
 from genmodels.tracking.promotion import evaluation_of, spec_of
 from genmodels.tracking.registry import ModelVersion, Registry
 
@@ -50,7 +50,7 @@ def _row(version: ModelVersion, spec: RunSpec, registry: Registry) -> dict[str, 
     if not state.is_completed():
         return {"version": version.uri, "before": _primary(before), "now": str(state.message), "result": "failed"}
     after = cast(EvaluationReport, state.result())
-    if after == before and _scores(after).items() <= version.tags.items():  # an earlier run may have told nobody
+    if after == before and score_tags(after).items() <= version.tags.items():  # an earlier run may have told nobody
         return {"version": version.uri, "before": _primary(before), "now": _primary(after), "result": "unchanged"}
     tell_scores(spec, version, after)
     return {"version": version.uri, "before": _primary(before), "now": _primary(after), "result": "judged again"}

@@ -55,7 +55,7 @@ def register(spec: RunSpec) -> RegisterReport:
         spec.registered_name,
         model_id=model["model_id"],
         run_id=run_id,
-        tags=_traces(run_id, server) | _scores(evaluation) | _guards(trained),
+        tags=_traces(run_id, server) | score_tags(evaluation) | _guards(trained),
         description=describe(spec, evaluation, trained, json.loads(_tag(model, "export")), run_id, registry),
         summary=f"{MODELS[spec.model].title} trained on {spec.dataset}; `champion` is the best version so far.",
     )
@@ -79,16 +79,17 @@ def register(spec: RunSpec) -> RegisterReport:
 def tell_scores(spec: RunSpec, version: ModelVersion, evaluation: EvaluationReport) -> None:
     """Replace the scores that MLflow shows of a registered version by those of a later evaluation."""
     registry = Registry()
-    registry.set_tags(version, _scores(evaluation))
     trained = load_report("train", spec, TrainReport)
     model = _logged_model(version.run_id, registry)
     if trained and model:
         _log_metrics(model, evaluation, trained.images_shown, time.time_ns() // 1_000_000, registry.server)
         facts = json.loads(_tag(model, "export"))
         registry.describe(version, describe(spec, evaluation, trained, facts, version.run_id, registry))
+    registry.set_tags(version, score_tags(evaluation))  # last: by them a rerun sees that all was told
 
 
-def _scores(evaluation: EvaluationReport) -> dict[str, str]:
+def score_tags(evaluation: EvaluationReport) -> dict[str, str]:
+    """What MLflow shows of an evaluation in a version's tags."""
     return {f"evaluation.{metric.name}": metric.with_interval for metric in evaluation.metrics}
 
 
