@@ -119,7 +119,6 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
     assert not np.array_equal(many, sample(uri, 9, seed=6))
     assert np.array_equal(many, sample(uri, 9, seed=5, truncation=9.0))
     assert not np.array_equal(many, sample(uri, 9, seed=5, truncation=0.5))
-    assert not np.array_equal(many, sample(uri, 9, seed=5, temperature=0.5))
     with pytest.raises(SpecError, match="above 0, not -1"):
         sample(uri, 1, truncation=-1.0)
     with pytest.raises(SpecError, match="knows no classes"):
