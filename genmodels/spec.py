@@ -223,7 +223,9 @@ class TrainReport(Record):
     )
     images_per_second: float
     seconds: float = Field(description="time spent training, over all attempts")
-    startup_seconds: float = Field(description="from the step's start to its first optimiser step")
+    startup_seconds: float = Field(
+        description="from the step's start to its first optimiser step, or to its end if none was left to do"
+    )
     first_step_time: datetime | None = Field(None, description="when that was")
     restarts: int
     rollbacks: int

@@ -70,7 +70,13 @@ def bench(
     model: Model,
     resolution: Annotated[int, typer.Option(min=4, help="Side of the images in pixels.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one step.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of one timed block; there are at least five blocks.")] = 5,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Steps of one timed block, up to the next at which every lazy penalty is due; at least five blocks.",
+        ),
+    ] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores unless given.")] = None,
     preset: Preset = "paper",
     overrides: Overrides = None,

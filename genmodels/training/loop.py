@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,12 +48,13 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop knows of a finished training. `first_step_time` is in seconds since the epoch; `values` and
-    `beyond` are what the guards measured of the weights that it ends with, and which of them object."""
+    """What the loop knows of a finished training. `first_step_time` is that of this process, None if nothing was left
+    to do; `values` and `beyond` are what the guards measured of the weights that it ends with, and which of them
+    object."""
 
     seconds: float
     restarts: int
-    first_step_time: float
+    first_step_time: datetime | None
     alarms: Sequence[Alarm]
     values: Mapping[str, float]
     beyond: Sequence[str]
@@ -84,7 +86,7 @@ class _Loop:
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.logged = time.monotonic()
         self.images_logged = self.restarts = 0
-        self.first_step_time = 0.0
+        self.first_step_time: datetime | None = None
         self.guards, self.alarms, self.stopped = Guards(engine), list[Alarm](), False
 
     @property
@@ -98,7 +100,6 @@ class _Loop:
             self.alarms = [Alarm.model_validate(alarm) for alarm in state["alarms"]]
             self.seconds_before, self.started = state["seconds"], time.monotonic()
             self.restarts = state["restarts"] + 1
-            self.first_step_time = state["first_step_time"]
         if self.checkpoints:
             self.engine.workers.sum(torch.zeros(1, device=self.engine.device))  # all have read what is written anew
             self.save()  # after a restart the same once more, so that the next one counts this one
@@ -121,7 +122,7 @@ class _Loop:
     def step(self) -> None:
         engine, before = self.engine, self.engine.position
         engine.step()
-        self.first_step_time = self.first_step_time or time.time()
+        self.first_step_time = self.first_step_time or datetime.now(UTC)
         now = time.monotonic()
         if self.observer and now - self.logged >= engine.training.log_seconds:
             self.report(now)
@@ -152,7 +153,6 @@ class _Loop:
                 "alarms": [alarm.model_dump() for alarm in self.alarms],
                 "seconds": self.seconds,
                 "restarts": self.restarts,
-                "first_step_time": self.first_step_time,
             }
             named = {"stage": engine.stage.name, "good": self.guards.calm}
             self.checkpoints.save(state, engine.position.images, score, **named)

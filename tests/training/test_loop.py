@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -70,11 +71,20 @@ def test_an_interrupted_training_ends_bit_for_bit_like_a_quiet_one(checkpoints: 
     checkpoints.wait()
     with pytest.raises(Interrupted):
         train(engine(), checkpoints, Notes(stop_after_images=200, saved_before=checkpoints))
-    resumed, notes = engine(), Notes()
+    resumed, notes, started = engine(), Notes(), datetime.now(UTC)
     outcome = train(resumed, checkpoints, notes)
     assert outcome.restarts == 2, "the first of which came to no new checkpoint"
     assert min(notes.grids) > 160, "it began again instead of continuing"
+    assert outcome.first_step_time and outcome.first_step_time >= started
     assert torch.equal(flat(resumed.model.state_dict()), flat(quiet.model.state_dict()))
+
+
+def test_a_training_that_died_after_its_last_step_has_nothing_left_to_do(checkpoints: Checkpoints):
+    train(engine(), checkpoints, Notes(saved_before=checkpoints))
+    again, notes = engine(), Notes()
+    outcome = train(again, checkpoints, notes)
+    assert again.finished
+    assert (outcome.restarts, outcome.first_step_time) == (1, None)
 
 
 def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints):
