@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from genmodels.errors import SpecError
@@ -45,6 +46,11 @@ class Settings(BaseSettings):
     prefect_auth_string: SecretStr = Field(default=SecretStr(""), description="user:password of Prefect's server")
     ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
     ray_token_path: Path | None = None
+    worker_resources: dict[Literal["CPU", "GPU"], PositiveInt] = Field(
+        default={},
+        description="what a training worker asks Ray for, as JSON, where machines come when they are asked for; "
+        "else it has a GPU, or its share of the CPUs, of those that are there",
+    )
     database_url: SecretStr = Field(
         default=SecretStr(""),
         description="postgresql://USER:PASSWORD@HOST:PORT; the stack takes its databases `prefect` and `mlflow`",

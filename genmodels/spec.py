@@ -118,7 +118,7 @@ class TrainingSpec(Record):
         default=None, ge=1, description="go on with as few as these while machines are missing; else all are waited for"
     )
     cpus_per_worker: int | None = Field(
-        default=None, ge=1, description="where there are no GPUs; none given: all of the cluster's, in equal shares"
+        default=None, ge=1, description="where there are no GPUs; none given: equal shares of what the cluster has"
     )
     silence_seconds: float = Field(
         default=120.0, gt=0, description="a worker that the others have waited for so long is taken for lost"

@@ -270,7 +270,7 @@ def _submit(examples: Examples, how: dict[str, int], processes: int | None, ray:
                 return pool.submit(levels, [e.content for e in run.examples], **how)
 
             try:
-                yield lambda runs: _in_order(runs, submit, lambda future: future.result(), 2 * processes)
+                yield lambda runs: _in_order(runs, submit, lambda future: future.result(), lambda: 2 * processes)
             except BrokenProcessPool as error:
                 raise UnavailableError(
                     "A preprocessing process was killed, perhaps because memory ran out; try again."
@@ -285,7 +285,6 @@ def _on_ray(how: dict[str, int]) -> Submit:
 
     ray.init(ignore_reinit_error=True)
     task: Any = ray.remote(levels)
-    in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def submit(run: Run) -> Any:
         return task.remote([e.content for e in run.examples], **how)
@@ -296,17 +295,21 @@ def _on_ray(how: dict[str, int]) -> Submit:
         except RayError as error:
             raise UnavailableError(f"A preprocessing task was lost ({type(error).__name__}); try again.") from error
 
+    def in_flight() -> int:
+        """The cluster may grow with what waits for it."""
+        return 2 * max(1, int(ray.cluster_resources().get("CPU", 0)))
+
     return lambda runs: _in_order(runs, submit, result, in_flight)
 
 
 def _in_order(
-    runs: Iterable[Run], submit: Callable[[Run], Any], result: Callable[[Any], Levels], in_flight: int
+    runs: Iterable[Run], submit: Callable[[Run], Any], result: Callable[[Any], Levels], in_flight: Callable[[], int]
 ) -> Iterator[tuple[Run, Levels]]:
     """Runs and their results in the order of the runs, with a bounded number of them under way."""
     waiting: deque[tuple[Run, Any]] = deque()
     for run in runs:
         waiting.append((run, submit(run)))
-        if len(waiting) >= in_flight:
+        if len(waiting) >= in_flight():
             first, ticket = waiting.popleft()
             yield first, result(ticket)
     for first, ticket in waiting:

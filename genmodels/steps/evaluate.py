@@ -17,6 +17,7 @@ from genmodels.evaluation.bootstrap import REPLICATES, Estimate
 from genmodels.evaluation.extractors import extractors_of
 from genmodels.evaluation.tasks import tasks_of
 from genmodels.evaluation.tasks.base import Looks
+from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, digest
 from genmodels.steps.costs import metered
 from genmodels.steps.jobs import started_by
@@ -171,7 +172,8 @@ def _measured_by_tasks(spec: RunSpec, parts: Sequence[Part], total: int) -> dict
     ray.init(ignore_reinit_error=True)
     remote: Any = ray.remote
     tracker = remote(num_cpus=0)(Tracker).remote(progress_key("evaluate", spec), total)
-    task = remote(num_cpus=1, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))(_measure)
+    gpus = max(ray.cluster_resources().get("GPU", 0), settings().worker_resources.get("GPU", 0))
+    task = remote(num_cpus=1, num_gpus=min(1, gpus))(_measure)
     waiting = {part: task.remote(spec, part, tracker, started_by()) for part in parts}
     try:
         return {part: ray.get(reference) for part, reference in waiting.items()}

@@ -7,7 +7,7 @@ keeps its own. Ray places the workers, forms the process group, and starts the g
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,7 +63,7 @@ def run_workers(
         work,
         train_loop_config=config,
         torch_config=_BetweenHosts(timeout_s=math.ceil(training.silence_seconds)),
-        scaling_config=_scaling(workers, training),
+        scaling_config=_scaling(workers, training, settings),
         run_config=RunConfig(
             name=config["name"],
             storage_path=f"{settings.bucket}/{config['folder']}/ray",
@@ -110,30 +110,46 @@ def _use_interface_of_node() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-def _scaling(workers: int, training: TrainingSpec) -> ScalingConfig:
-    """One GPU a worker where there are enough, else so many CPUs; says so if others hold them now."""
-    resources, at_least = ray.cluster_resources(), training.min_workers or workers
-    elastic = {
-        "num_workers": (at_least, workers) if at_least < workers else workers,
-        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
-    }
-    if resources.get("GPU", 0) >= at_least:
-        _say_what_is_missing("GPU", at_least)
-        return ScalingConfig(**elastic, use_gpu=True)
-    cpus = int(resources.get("CPU", 0))
-    each = training.cpus_per_worker or max(1, cpus // workers)
-    if cpus < at_least * each:
+def _scaling(workers: int, training: TrainingSpec, settings: Settings) -> ScalingConfig:
+    """What the workers ask of Ray; says so if that is not free now."""
+    at_least = training.min_workers or workers
+    each = settings.worker_resources or _share(workers, training)
+    if training.cpus_per_worker and "GPU" not in each:
+        each = each | {"CPU": training.cpus_per_worker}
+    free = ray.available_resources()
+    for kind, count in each.items():
+        if free.get(kind, 0) < at_least * count:
+            needed = f"of the {at_least * count} {kind} that it needs {int(free.get(kind, 0))} are free"
+            log.warning("The training waits for room on the cluster: %s.", needed)
+    return ScalingConfig(
+        num_workers=(at_least, workers) if at_least < workers else workers,
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        use_gpu="GPU" in each,
+        resources_per_worker=each,
+    )
+
+
+def _share(workers: int, training: TrainingSpec) -> dict[str, int]:
+    """One GPU a worker where there are enough, else so many CPUs that all workers find room."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_least = training.min_workers or workers
+    if sum(node.get("GPU", 0) for node in nodes) >= at_least:
+        return {"GPU": 1}
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    each = training.cpus_per_worker or largest_share(cpus, workers)
+    room = sum(count // each for count in cpus)
+    if room < at_least:
         raise SpecError(
-            f"{at_least} workers were asked for, of {each} CPU each, but the Ray cluster has {cpus} in all; take fewer."
+            f"{at_least} workers were asked for, of {each} CPU each, but the Ray cluster has room for {room}; "
+            "take fewer."
         )
-    _say_what_is_missing("CPU", at_least * each)
-    return ScalingConfig(**elastic, resources_per_worker={"CPU": each})
+    return {"CPU": each}
 
 
-def _say_what_is_missing(kind: str, needed: int) -> None:
-    free = int(ray.available_resources().get(kind, 0))
-    if free < needed:
-        log.warning("Others hold the cluster: of the %d %s that this training needs %d are free.", needed, kind, free)
+def largest_share(cpus: Sequence[int], workers: int) -> int:
+    """The most CPUs that each of the workers can have if none lies across two nodes, which have `cpus`; at least 1."""
+    shares = (share for share in range(1, max(cpus, default=0) + 1) if sum(n // share for n in cpus) >= workers)
+    return max(shares, default=1)
 
 
 def _filesystem(settings: Settings) -> pyarrow.fs.S3FileSystem:

@@ -1,11 +1,12 @@
 """Ray on several hosts: network namespaces of this machine, with addresses, loopbacks and disks of their own."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from genmodels.stack.services import services
 from genmodels.steps.jobs import attach_or_submit
 from genmodels.tracking.rest import TrackingServer
 
-NETWORK, BRIDGE = "10.213.77", "gmbridge"
+NETWORK, BRIDGE, GCS_PORT = "10.213.77", "gmbridge", 6379
 HOSTS = {"head": f"{NETWORK}.2", "first": f"{NETWORK}.3", "second": f"{NETWORK}.4"}
 NOTICED = {  # that a host is gone, within some 20 seconds in the place of a minute
     "RAY_health_check_initial_delay_ms": "1000",
@@ -70,10 +71,10 @@ def network() -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(
+def start(
     private: PrivateStack, network: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """A Ray cluster of a head without processors and two workers with one each; the settings point at it."""
+) -> Iterator[Callable[..., None]]:
+    """Starts Ray on a host: on the head, which has no processors, or with one. The settings point at it."""
     stack = private.local.read()
     assert stack
     s3, mlflow = (FaultProxy(line.target, host=f"{NETWORK}.1") for line in (private.s3, private.mlflow))
@@ -83,47 +84,56 @@ def cluster(
     for name, value in NOTICED.items():
         monkeypatch.setenv(name, value)
     private.forget_settings()
+    ray = services(private.home, stack.model_copy(update={"ray_address": settings().ray_address}))["ray"]
+    processes: list[subprocess.Popen[bytes]] = []
 
-    def start(host: str, *options: str) -> subprocess.Popen[bytes]:
+    def start(host: str, *options: str) -> None:
         """`ip netns exec` gives the host a view of the mounts of its own as well."""
         disks = "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
-        ray = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={HOSTS[host]}", *options]
+        role = [f"--address={HOSTS['head']}:{GCS_PORT}", "--num-cpus=1"]
+        if host == "head":
+            role = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=true"]
+            role += [f"--dashboard-host={HOSTS[host]}", "--dashboard-port=8265"]
+        command = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={HOSTS[host]}", *role]
         environment = {
             **os.environ,
-            **services(private.home, stack)["ray"].environment,
+            **ray.environment,
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # which keeps the local stack's head to itself
             "GENMODELS_CACHE_DIR": "/tmp/ray/cache",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        command = ["ip", "netns", "exec", f"gm-{host}", "sh", "-c", f'{disks} && exec "$@"', "sh", *ray]
-        with open(tmp_path / f"{host}.log", "wb") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        inside = ["ip", "netns", "exec", f"gm-{host}", "sh", "-c", f'{disks} && exec "$@"', "sh"]
+        log = tmp_path / f"{host}.log"
+        with log.open("wb") as file:
+            processes.append(
+                subprocess.Popen(
+                    [*inside, *command, "--object-store-memory=100000000", *options],
+                    env=environment,
+                    stdout=file,
+                    stderr=file,
+                )
+            )
+        if host == "head":
+            try:
+                wait_for(ray.answers, PATIENCE)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{log.read_text(errors='replace')[-2000:]}") from error
 
-    memory = "--object-store-memory=100000000"
-    dashboard = ["--include-dashboard=true", f"--dashboard-host={HOSTS['head']}", "--dashboard-port=8265"]
-    processes = {"head": start("head", "--head", "--port=6379", "--num-cpus=0", memory, *dashboard)}
-    ray = services(private.home, stack.model_copy(update={"ray_address": settings().ray_address}))["ray"]
-    try:
-        wait_for(ray.answers, PATIENCE)
-        for host in ("first", "second"):
-            processes[host] = start(host, f"--address={HOSTS['head']}:6379", "--num-cpus=1", memory)
-        yield processes
-    except AssertionError as error:
-        logs = "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-2000:]}" for path in tmp_path.glob("*.log"))
-        raise AssertionError(f"{error}\n{logs}") from error
-    finally:
-        for process in processes.values():
-            process.kill()
-        s3.close()
-        mlflow.close()
-        monkeypatch.undo()
-        private.forget_settings()
+    yield start
+    for process in processes:
+        process.kill()
+    s3.close()
+    mlflow.close()
+    monkeypatch.undo()
+    private.forget_settings()
 
 
 @pytest.mark.timeout(900)
 def test_a_host_is_cut_off_in_mid_run_and_the_training_ends_on_the_other(
-    private: PrivateStack, cluster: dict[str, subprocess.Popen[bytes]]
+    private: PrivateStack, start: Callable[..., None]
 ):
+    for host in HOSTS:
+        start(host)
     spec = small("digits", "training.min_workers=1", "training.silence_seconds=15", seed=3)
     job = attach_or_submit("train", spec)
     wait_for_images(spec, IMAGES // 10)
@@ -145,3 +155,42 @@ def test_a_host_is_cut_off_in_mid_run_and_the_training_ends_on_the_other(
     sizes = [entry["value"] for entry in history]
     assert sizes == sorted(sizes, reverse=True)
     assert set(sizes) == {2.0, 1.0}
+
+
+@pytest.mark.timeout(900)
+def test_machines_come_when_training_asks_for_them(
+    private: PrivateStack, start: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Ray's own autoscaler; its machines are pods on Kubernetes, and here those that Ray pretends in its own tests."""
+    head = {"resources": {"CPU": 0}, "max_workers": 0, "node_config": {}}
+    worker = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2, "node_config": {}}
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    autoscaling = {
+        "cluster_name": "grows",
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{HOSTS['head']}:{GCS_PORT}",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "max_workers": 2,
+        "idle_timeout_minutes": 5,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {"ray.head.default": head, "worker": worker},
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{f"{name}_commands": [] for name in commands},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+    }
+    (tmp_path / "autoscaling.json").write_text(json.dumps(autoscaling))
+    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
+    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+    monkeypatch.setenv("GENMODELS_WORKER_RESOURCES", '{"CPU": 1}')
+    start("head", f"--autoscaling-config={tmp_path / 'autoscaling.json'}")
+
+    job = attach_or_submit("train", small("digits", seed=4))
+    assert ended(job).images_shown == IMAGES
+    log = job.cluster.log(job.id)
+    assert "of the 2 CPU that it needs 0 are free" in log
+    assert {rank for _, rank in STARTED_ON.findall(log)} == {"0", "1"}

@@ -3,6 +3,7 @@
 Nothing is started here. What a container engine or a cluster makes of the files is not tested.
 """
 
+import json
 import os
 import re
 import shlex
@@ -272,6 +273,7 @@ def test_the_worker_is_told_all_that_the_flows_need():
         "GENMODELS_CACHE_DIR",
         "GENMODELS_HOME",
         "GENMODELS_S3_REGION",
+        "GENMODELS_WORKER_RESOURCES",
     }
     for container in CONTAINERS:
         if str(container).endswith("/worker"):
@@ -279,6 +281,21 @@ def test_the_worker_is_told_all_that_the_flows_need():
             assert container.environment["PREFECT_API_URL"] == container.environment["GENMODELS_PREFECT_API_URL"]
         elif "/ray" in str(container):
             assert {name for name in needed if "S3" in name or "MLFLOW" in name} <= set(container.environment)
+
+
+@pytest.mark.parametrize(("kustomization", "place"), [("base", 0), ("overlays/gpu", 1)])
+def test_a_training_worker_fits_on_the_largest_node_that_may_come(kustomization: str, place: int):
+    """Ray counts a pod's CPUs by its limit and its GPUs by the name that NVIDIA's device plugin gives them."""
+    literals = yaml.safe_load((KUBERNETES / kustomization / "kustomization.yaml").read_text())["configMapGenerator"]
+    [value] = [line.partition("=")[2] for line in literals[0]["literals"] if line.startswith("GENMODELS_WORKER_")]
+    [ray] = [resource for resource in RESOURCES if resource["kind"] == "RayCluster"]
+    [container] = ray["spec"]["workerGroupSpecs"][place]["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    has = {"CPU": int(limits["cpu"]), "GPU": limits.get("nvidia.com/gpu", 0)}
+    asked = Settings.model_validate({"worker_resources": json.loads(value)}).worker_resources
+    assert asked
+    for kind, count in asked.items():
+        assert count <= has[kind]
 
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=str)

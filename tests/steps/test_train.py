@@ -108,7 +108,7 @@ def test_trainings_go_on_beside_each_other_while_there_is_room_and_wait_where_th
     try:
         wait_for(lambda: all(read_progress("train", spec) for spec in specs[:2]), 300)
         jobs.append(attach_or_submit("train", specs[2]))
-        waits = f"Others hold the cluster: of the {cores} CPU that this training needs {cores - 2} are free."
+        waits = f"waits for room on the cluster: of the {cores} CPU that it needs {cores - 2} are free."
         wait_for(lambda: waits in jobs[2].cluster.log(jobs[2].id), 120)
     finally:
         for job in jobs[:2]:
