@@ -8,10 +8,16 @@ from collections.abc import Mapping
 from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, Json, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    JsonConfigSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from genmodels.errors import SpecError
 
@@ -46,8 +52,9 @@ class Settings(BaseSettings):
     prefect_auth_string: SecretStr = Field(default=SecretStr(""), description="user:password of Prefect's server")
     ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
     ray_token_path: Path | None = None
-    worker_resources: dict[Literal["CPU", "GPU"], PositiveInt] = Field(
+    worker_resources: Annotated[Json[dict[Literal["CPU", "GPU"], PositiveInt]], NoDecode] = Field(
         default={},
+        validate_default=False,
         description="what a training worker asks Ray for, as JSON, where machines come when they are asked for; "
         "else it has a GPU, or its share of the CPUs, of those that are there",
     )
@@ -122,7 +129,7 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
+        name = str(first["loc"][0])
         raise SpecError(f"The setting {name} cannot be what GENMODELS_{name.upper()} says: {first['msg']}.") from None
     except ValueError as error:
         raise SpecError(f"{Home().stack_file} is not JSON: {error}; move it away and run `genmodels up`.") from None

@@ -138,6 +138,14 @@ def test_settings_that_cannot_be_read_are_named_without_their_contents(tmp_path:
     assert "do-not-show-me" not in done.stderr
 
 
+@pytest.mark.parametrize("value", ["GPU", '{"TPU": 1}', '{"GPU": 0}', "[1]"])
+def test_a_variable_of_another_form_is_named(value: str, tmp_path: Path) -> None:
+    done = genmodels("status", GENMODELS_HOME=str(tmp_path), GENMODELS_WORKER_RESOURCES=value)
+    assert done.returncode == 2
+    assert "cannot be what GENMODELS_WORKER_RESOURCES says" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_models_and_datasets_are_listed() -> None:
     models = json.loads(genmodels("models", "--json").stdout.splitlines()[-1])
     assert models["progressive_gan"]["density"] == models["cyclegan"]["density"] == "implicit"

@@ -3,7 +3,6 @@
 Nothing is started here. What a container engine or a cluster makes of the files is not tested.
 """
 
-import json
 import os
 import re
 import shlex
@@ -292,7 +291,7 @@ def test_a_training_worker_fits_on_the_largest_node_that_may_come(kustomization:
     [container] = ray["spec"]["workerGroupSpecs"][place]["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
     has = {"CPU": int(limits["cpu"]), "GPU": limits.get("nvidia.com/gpu", 0)}
-    asked = Settings.model_validate({"worker_resources": json.loads(value)}).worker_resources
+    asked = Settings.model_validate({"worker_resources": value}).worker_resources
     assert asked
     for kind, count in asked.items():
         assert count <= has[kind]
