@@ -140,8 +140,8 @@ def _share(workers: int, training: TrainingSpec) -> dict[str, int]:
     room = sum(count // each for count in cpus)
     if room < at_least:
         raise SpecError(
-            f"{at_least} workers were asked for, of {each} CPU each, but the Ray cluster has room for {room}; "
-            "take fewer."
+            f"{at_least} workers were asked for, of {each} CPU each, but the nodes of the Ray cluster, with {cpus}, "
+            f"have room for {room}; take fewer, or set GENMODELS_WORKER_RESOURCES if machines come when asked for."
         )
     return {"CPU": each}
 
