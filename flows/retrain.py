@@ -274,4 +274,4 @@ def _training_url(spec: RunSpec) -> str:
         job = latest_job("train", spec)
     except GenmodelsError:
         job = None
-    return job.url if job else f"{settings().ray_address}/#/jobs"
+    return job.url if job else f"{settings().ray_pages}/#/jobs"

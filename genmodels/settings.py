@@ -46,11 +46,13 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     mlflow_url: str = "http://127.0.0.1:5000"
+    mlflow_pages_url: str = Field(default="", description="where browsers find MLflow; unset: at mlflow_url")
     mlflow_username: str = "admin"
     mlflow_password: SecretStr = SecretStr("")
     prefect_api_url: str = "http://127.0.0.1:4200/api"
     prefect_auth_string: SecretStr = Field(default=SecretStr(""), description="user:password of Prefect's server")
     ray_address: str = Field(default="http://127.0.0.1:8265", description="the Ray dashboard, which also takes jobs")
+    ray_pages_url: str = Field(default="", description="where browsers find the Ray dashboard; unset: at ray_address")
     ray_token_path: Path | None = None
     worker_resources: Annotated[Json[dict[Literal["CPU", "GPU"], PositiveInt]], NoDecode] = Field(
         default={},
@@ -79,6 +81,16 @@ class Settings(BaseSettings):
     def cache(self) -> Path:
         """Folder of node-local copies of shards."""
         return self.cache_dir or self.home / "cache"
+
+    @property
+    def mlflow_pages(self) -> str:
+        """Base address of MLflow's pages, for people."""
+        return (self.mlflow_pages_url or self.mlflow_url).rstrip("/")
+
+    @property
+    def ray_pages(self) -> str:
+        """Base address of Ray's pages, for people."""
+        return (self.ray_pages_url or self.ray_address).rstrip("/")
 
     def client_environment(self) -> dict[str, str]:
         """What the clients of Prefect, Ray and MLflow read from the environment, for this process and its children."""

@@ -200,6 +200,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps the head on the loopback interface, on Linux too
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "MALLOC_ARENA_MAX": "1",  # see `keep_freed_memory`
+                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asked for no GPU sees none, and so computes on the CPU
                 "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray Train saves and stops on SIGINT, and only then
                 "RAY_JOB_STOP_WAIT_TIME_S": "10",  # a cancelled run is over within 15 s, heeded or not
             },

@@ -134,7 +134,7 @@ class Job:
     @property
     def url(self) -> str:
         """The job's page in Ray's dashboard."""
-        return f"{self.cluster.url}/#/jobs/{self.id}"
+        return f"{settings().ray_pages}/#/jobs/{self.id}"
 
     def info(self) -> JobInfo | None:
         """How the job stands; None if the cluster does not know it."""

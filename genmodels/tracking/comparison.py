@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from genmodels.errors import SpecError, unknown
+from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, TrainReport, name_of_dataset
 from genmodels.storage.objects import store
 from genmodels.tracking.promotion import evaluation_of, gain_and_noise
@@ -207,7 +208,7 @@ def _contender(version: ModelVersion, aliases: list[str], registry: Registry) ->
         **(trained.model_dump(include={"seconds", "images_shown", "images_per_second"}) if trained else {}),
         "shows": {"translates": "translations", "reconstructs": "reconstructions"}.get(kind, "samples"),
         "picture": store().uri(grids[-1]) if grids else None,
-        "page": f"{registry.server.url}/#/models/{quote(version.name)}/versions/{version.version}",
+        "page": f"{settings().mlflow_pages}/#/models/{quote(version.name)}/versions/{version.version}",
     }
     try:
         return Contender.model_validate(values), report

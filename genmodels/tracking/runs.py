@@ -124,7 +124,7 @@ def run_page(run_id: str) -> str:
     """The address of a run's page in MLflow, among the pages for training and not among those for chatbots."""
     server = TrackingServer()
     experiment = server.get("runs/get", run_id=run_id)["run"]["info"]["experiment_id"]
-    return f"{server.url}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+    return f"{settings().mlflow_pages}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def set_status(run_id: str, status: RunStatus, server: TrackingServer | None = None) -> None:

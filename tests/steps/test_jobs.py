@@ -12,7 +12,7 @@ from fault_proxy import FaultProxy
 from PIL import Image
 
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
-from genmodels.settings import Settings
+from genmodels.settings import Settings, settings
 from genmodels.spec import PrepareReport, RegisterReport, RunSpec
 from genmodels.steps.jobs import RUNNING, Job, RayJobs, attach_or_submit, latest_job
 from genmodels.steps.prepare import prepare
@@ -39,6 +39,14 @@ def job_running(command: str, spec: RunSpec, attempt: int = 1) -> Job:
 
 def lines_of(job: Job) -> list[str]:
     return [line for update in job.follow() for line in update.lines]
+
+
+def test_a_jobs_address_is_where_browsers_find_it(stack: Settings, pictures: RunSpec, monkeypatch: pytest.MonkeyPatch):
+    job = Job("prepare", pictures, 1, RayJobs())
+    assert job.url == f"{stack.ray_address}/#/jobs/{job.id}"
+    monkeypatch.setattr(settings(), "ray_pages_url", "https://ray.example/")
+    assert job.url == f"https://ray.example/#/jobs/{job.id}"
+    assert job.cluster.url == stack.ray_address
 
 
 def test_two_submitters_at_once_have_one_job(stack: Settings, pictures: RunSpec):
