@@ -32,6 +32,7 @@ from genmodels.models.base import (
 from genmodels.nn.convolution import NarrowConv2d
 from genmodels.nn.normalization import instance_norm
 from genmodels.nn.patch_discriminator import PatchDiscriminator
+from genmodels.nn.winograd import ReflectingConv2d
 
 DOMAINS = ("a", "b")
 
@@ -95,10 +96,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1, padding_mode="reflect"),
+            ReflectingConv2d(channels, channels),
             instance_norm(channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1, padding_mode="reflect"),
+            ReflectingConv2d(channels, channels),
             instance_norm(channels),
         )
 
