@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     )
     mirror: str | None = Field(default=None, description="base address in the place of every public data address")
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")
+    cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="more than this those copies do not take if there are any that no process reads; always no more "
+        "than the disk holds",
+    )
 
     @property
     def cache(self) -> Path:

@@ -29,6 +29,7 @@ from urllib3.exceptions import HTTPError
 from genmodels.errors import AccessError, DataError, UnavailableError
 from genmodels.settings import settings
 from genmodels.spec import Record, digest
+from genmodels.storage.cache import keep, make_room
 from genmodels.storage.files import disk_errors, locked
 from genmodels.storage.objects import store
 
@@ -94,9 +95,12 @@ def fetch(file: LocatedFile, progress: BytesDone = lambda done, total: None) -> 
         AccessError: the address asks for credentials, or the disk is full.
     """
     raw = settings().cache / "raw"
+    if file.sha256:
+        keep(raw / file.sha256)
     if file.sha256 and (raw / file.sha256).is_file():
         return raw / file.sha256, file.sha256
-    if file.sha256 and store().exists(f"raw/{file.sha256}"):
+    if file.sha256 and (there := next(store().list(f"raw/{file.sha256}"), None)):
+        make_room(there.size)
         store().download(f"raw/{file.sha256}", raw / file.sha256, sha256=file.sha256)
         return raw / file.sha256, file.sha256
     part = raw / f".partial-{digest([file.urls, file.sha256])}"
@@ -108,6 +112,7 @@ def fetch(file: LocatedFile, progress: BytesDone = lambda done, total: None) -> 
         if file.sha256 is None:
             log.warning("%s has no published checksum; pinned SHA-256 %s from now on.", file.title, sha256)
             store().put_record(_pin_key(file.urls), Pin(url=url, sha256=sha256), if_absent=True)
+        keep(raw / sha256)
         os.replace(part, raw / sha256)
     return raw / sha256, sha256
 
@@ -219,6 +224,7 @@ class Download:
             raise DataError(f"{self.title} is not at {self.url} ({status}); check the address or GENMODELS_MIRROR.")
 
     def _check_space(self, needed: int) -> None:
+        make_room(needed)
         free = shutil.disk_usage(self.part.parent).free
         if needed > free:
             raise AccessError(

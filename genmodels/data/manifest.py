@@ -16,6 +16,7 @@ from genmodels.data.archives import check_name
 from genmodels.errors import DataError
 from genmodels.settings import settings
 from genmodels.spec import Record, digest, is_points
+from genmodels.storage.cache import keep, make_room
 from genmodels.storage.files import locked
 from genmodels.storage.objects import store
 
@@ -152,15 +153,21 @@ def open_dataset(name: str, dataset_digest: str) -> tuple[Manifest, dataset.Data
     for shard in manifest.shards():
         check_name(shard.file, manifest.key)
     folder = cache_folder(dataset_digest)
+    keep(folder)
     with locked(folder / ".lock"), ThreadPoolExecutor(TRANSFERS, thread_name_prefix="download") as downloads:
-        list(downloads.map(lambda shard: _fetch(prefix, shard, folder), manifest.shards()))
+        missing = [shard for shard in manifest.shards() if not _is_there(shard, folder)]
+        make_room(sum(shard.bytes for shard in missing))
+        list(downloads.map(lambda shard: _fetch(prefix, shard, folder), missing))
     return manifest, dataset.Dataset({name: _mapped(table, folder) for name, table in manifest.tables.items()})
 
 
-def _fetch(prefix: str, shard: Shard, folder: Path) -> None:
+def _is_there(shard: Shard, folder: Path) -> bool:
     path = folder / shard.file
-    if not path.is_file() or path.stat().st_size != shard.bytes:
-        store().download(f"{prefix}/{shard.file}", path, sha256=shard.sha256)
+    return path.is_file() and path.stat().st_size == shard.bytes
+
+
+def _fetch(prefix: str, shard: Shard, folder: Path) -> None:
+    store().download(f"{prefix}/{shard.file}", folder / shard.file, sha256=shard.sha256)
 
 
 def _mapped(table: Table, folder: Path) -> dataset.Table:

@@ -16,6 +16,7 @@ import numpy as np
 from genmodels.errors import DataError, SpecError, unknown
 from genmodels.settings import settings
 from genmodels.spec import digest
+from genmodels.storage.cache import keep
 from genmodels.tracking.rest import EntityExists, MissingEntity, TrackingServer
 
 if TYPE_CHECKING:
@@ -207,9 +208,9 @@ def load(model_uri: str) -> Any:
 
     registry = Registry()
     version = registry.find(model_uri)
-    return ExportedModel().open(
-        registry.fetch(version, settings().cache / "models" / version.name / str(version.version))
-    )
+    folder = settings().cache / "models" / version.name / str(version.version)
+    keep(folder)
+    return ExportedModel().open(registry.fetch(version, folder))
 
 
 def sample(

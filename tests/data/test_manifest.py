@@ -1,6 +1,9 @@
 """Data sets in the object store: whole or not there, fetched once, and never other than their digest says."""
 
 import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from genmodels.data.manifest import Column, Manifest, Shard, Table, cache_folder, open_dataset, publish, whats_missing
 from genmodels.errors import DataError
+from genmodels.storage.cache import make_room
 from genmodels.storage.objects import ObjectStore
 
 
@@ -116,3 +120,18 @@ def test_a_shard_that_would_lie_elsewhere_is_refused_before_any_is_fetched(
     with pytest.raises(DataError, match=f"holds '{elsewhere}', which leads outside its folder"):
         open_dataset("set", manifest.digest)
     assert not cache_folder(manifest.digest).exists()
+
+
+def test_a_copy_that_had_to_go_is_fetched_again_and_then_stays(
+    bucket: ObjectStore, configure: Callable[..., None], tmp_path: Path
+):
+    manifest = made(tmp_path / "made")
+    publish(manifest, tmp_path / "made")
+    another = f"from genmodels.data.manifest import open_dataset\nopen_dataset('set', {manifest.digest!r})"
+    subprocess.run([sys.executable, "-c", another], check=True)
+    make_room(2**60)
+    assert not cache_folder(manifest.digest).exists()
+    _, dataset = open_dataset("set", manifest.digest)
+    make_room(2**60)
+    assert (cache_folder(manifest.digest) / "train/label-00000.npy").exists()
+    assert dataset.table("train").rows == 10

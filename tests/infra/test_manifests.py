@@ -264,12 +264,22 @@ def test_addresses_lead_to_the_servers_of_that_name():
             assert address in {("prefect", "prefect"), ("mlflow", "mlflow")}
 
 
+def test_a_nodes_cache_keeps_below_the_size_at_which_its_pod_is_evicted():
+    nodes = [template["spec"] for name, template in pod_templates() if name.startswith("ray")]
+    assert nodes
+    for node in nodes:
+        (limit,) = (v["emptyDir"]["sizeLimit"].removesuffix("Gi") for v in node["volumes"] if v["name"] == "cache")
+        (kept,) = (e["value"] for e in node["containers"][0]["env"] if e["name"] == "GENMODELS_CACHE_GIB")
+        assert float(kept) <= 0.8 * float(limit), "a preparation writes beside what is kept"
+
+
 def test_the_worker_is_told_all_that_the_flows_need():
     needed = VARIABLES - {
         "GENMODELS_BIND",
         "GENMODELS_MIRROR",
         "GENMODELS_DATABASE_URL",
         "GENMODELS_CACHE_DIR",
+        "GENMODELS_CACHE_GIB",
         "GENMODELS_HOME",
         "GENMODELS_S3_REGION",
         "GENMODELS_WORKER_RESOURCES",
