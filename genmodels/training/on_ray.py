@@ -133,8 +133,11 @@ def _share(workers: int, training: TrainingSpec) -> dict[str, int]:
     """One GPU a worker where there are enough, else so many CPUs that all workers find room."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_least = training.min_workers or workers
-    if sum(node.get("GPU", 0) for node in nodes) >= at_least:
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus >= at_least:
         return {"GPU": 1}
+    if gpus:
+        log.warning("It trains on CPUs: of %d workers each needs a GPU, and the cluster has %d.", at_least, gpus)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     each = training.cpus_per_worker or largest_share(cpus, workers)
     room = sum(count // each for count in cpus)
