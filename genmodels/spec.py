@@ -37,7 +37,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")  # a NaN comes back as one
 
 
-class GuardSpec(Record):
+class GuardSpec(Record, allow_inf_nan=False):
     """One guard: when it raises an alarm, and what is done then."""
 
     action: Literal["off", "warn", "stop", "roll_back"] = Field(
@@ -53,7 +53,7 @@ class GuardSpec(Record):
         return self.action in {"stop", "roll_back"}
 
 
-class GuardsSpec(Record):
+class GuardsSpec(Record, allow_inf_nan=False):
     """What training is watched for; each guard's threshold is told in `genmodels.training.guards`."""
 
     look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 40 times a run")
@@ -65,7 +65,7 @@ class GuardsSpec(Record):
     gradient_norm: GuardSpec = GuardSpec(action="warn", threshold=30.0)
     mode_collapse: GuardSpec = GuardSpec(action="stop", threshold=10.0, looks=5)
     low_diversity: GuardSpec = GuardSpec(action="warn", threshold=10.0, looks=5)
-    missing_classes: GuardSpec = GuardSpec(action="warn", threshold=3.5)
+    lost_classes: GuardSpec = GuardSpec(action="warn", threshold=1.7)
     strong_discriminator: GuardSpec = GuardSpec(action="warn", threshold=0.99)
     loss_at_floor: GuardSpec = GuardSpec(action="warn", threshold=0.9)
     oscillation: GuardSpec = GuardSpec(action="warn", threshold=0.5)
@@ -90,7 +90,7 @@ class Alarm(Record):
 AugmentationName = Literal["color", "translation", "cutout"]
 
 
-class TrainingSpec(Record):
+class TrainingSpec(Record, allow_inf_nan=False):
     """How the engine runs a model; the model's own numbers (networks, losses, budget) are in its config."""
 
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the losses; penalties stay fp32")
@@ -110,7 +110,9 @@ class TrainingSpec(Record):
     )
     guards: GuardsSpec = GuardsSpec()
     max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before an alarm fails the run")
-    checkpoint_seconds: float = Field(default=60.0, gt=0, description="between checkpoints; stage ends write one too")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="between checkpoints; stage ends and each eighth of a run write one too"
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept besides the best")
     log_seconds: float = Field(default=2.0, gt=0, description="time between progress reports")
     sample_images: int = Field(default=0, ge=0, description="images shown between sample grids; 0 makes 20 grids a run")
@@ -139,7 +141,7 @@ class TrainingSpec(Record):
         return self
 
 
-class EvaluationSpec(Record):
+class EvaluationSpec(Record, allow_inf_nan=False):
     """How a trained model is judged. Nothing here changes the weights, so it is no part of the run's key."""
 
     iwae_samples: int = Field(

@@ -14,7 +14,7 @@ from genmodels.tracking.registry import ModelVersion, Registry
 COLLAPSED = {  # by guard of training: from which value on nothing outweighs it, whatever the run itself was told
     "mode_collapse": (10.0, "its images are {} times closer together than real ones"),
     "low_diversity": (1.8, "its images differ {} times less from each other than real ones"),
-    "missing_classes": (1.8, "the classes of its images have {} times less entropy than those of real ones"),
+    "lost_classes": (0.8, "the classes of its images have {} nats less entropy than those of real ones"),
 }
 WITHDRAWN = "withdrawn"  # the verdict on a champion that a person replaced
 REJECTED = "rejected"  # the verdict on a challenger that a person did not want

@@ -30,7 +30,7 @@ class Best(Record):
 
 
 class Good(Record):
-    """The newest checkpoint that no guard objected to."""
+    """The newest checkpoint that no guard which acts objected to."""
 
     key: str
 
@@ -80,7 +80,7 @@ class Checkpoints:
         return self._first(reversed(self._keys()))
 
     def good(self) -> dict[str, Any] | None:
-        """The newest one that no guard objected to, or one before it if that is damaged; None if there is none."""
+        """The newest one that no guard which acts objected to, or one before it if that is damaged; None without."""
         good = self._store.get_record(self._good_key, Good)
         return self._first(key for key in reversed(self._keys()) if good is None or key <= good.key)
 

@@ -65,7 +65,8 @@ class Position:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or its gradient became NaN or infinite; on the CPU the update it belongs to was not applied."""
+    """A loss, its gradient or what that made of the weights became NaN or infinite; on the CPU the update was not
+    applied, but where a gradient alone was so that is not measured in every one."""
 
     def __init__(self, stage: str, update: str, terms: list[str], images: int):
         self.stage, self.update, self.terms, self.images = stage, update, terms, images
@@ -92,6 +93,14 @@ class _Trained:
         self.gradients = GradientAverager(update.parameters, workers, scalars=1 + MAX_TERMS)
         self.sums: dict[str, Tensor] = {}  # of the terms over all steps of the stage, in fp64
         self.counts: dict[str, int] = {}
+
+    @property
+    def finite(self) -> bool:
+        return not self.sums or bool(torch.stack(list(self.sums.values())).isfinite().all())
+
+    @property
+    def finite_weights(self) -> bool:
+        return bool(get_total_norm(self.update.parameters).isfinite())
 
 
 class Engine:
@@ -190,10 +199,8 @@ class Engine:
 
     @property
     def finite(self) -> bool:
-        """Whether all losses of this stage were; waits for the device."""
-        return all(
-            bool(torch.stack(list(trained.sums.values())).isfinite().all()) for trained in self._trained if trained.sums
-        )
+        """Whether all losses of this stage were, and all weights are; waits for the device."""
+        return all(trained.finite and trained.finite_weights for trained in self._trained)
 
     def totals(self) -> Totals:
         """Sum and number of every loss term's values in this stage, in the mean over workers; waits for the device.
@@ -238,9 +245,10 @@ class Engine:
         """All that a continuation needs; tensors are the live ones. Waits for the device.
 
         Raises:
-            NonFiniteLoss: if a loss since the last look was not finite; such a state is never worth keeping.
+            NonFiniteLoss: if a loss since the last look was not finite, or a weight; such a state is never worth
+                keeping.
         """
-        self._check_finite()
+        self._check_finite(weights=True)
         return {
             "position": asdict(self.position),
             "update_counts": dict(self.update_counts),
@@ -289,7 +297,7 @@ class Engine:
         if position.images_in_stage < stage.images:
             self.position = position
             return
-        self._check_finite()
+        self._check_finite(weights=True)
         if position.stage + 1 < len(self.stages):
             self._begin_stage(replace(position, stage=position.stage + 1, images_in_stage=0))
         else:
@@ -361,10 +369,11 @@ class Engine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return update.loss(batch, draws)
 
-    def _check_finite(self) -> None:
-        if self.finite:
-            return
+    def _check_finite(self, *, weights: bool = False) -> None:
         for trained in self._trained:
-            if bad := [name for name, value in trained.sums.items() if not value.isfinite()]:
+            if not trained.finite:
+                bad = [name for name, value in trained.sums.items() if not value.isfinite()]
                 named = [name for name in bad if name not in {"loss", NORM}] or bad[:1]
                 raise NonFiniteLoss(self.stage.name, trained.update.name, named, self.position.images)
+            if weights and not trained.finite_weights:
+                raise NonFiniteLoss(self.stage.name, trained.update.name, ["weights"], self.position.images)

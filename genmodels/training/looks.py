@@ -41,8 +41,8 @@ class Guards:
 
     @property
     def calm(self) -> bool:
-        """Whether no guard objects to the present weights."""
-        return not any(guard.looks_beyond for guard in self._guards)
+        """Whether no guard that would act on it objects to the present weights."""
+        return not any(guard.looks_beyond for guard in self._guards if guard.spec.acts)
 
     def is_due(self, before: Position) -> bool:
         """Whether the step that has just been made led to the next look."""

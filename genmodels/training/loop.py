@@ -22,6 +22,7 @@ from genmodels.training.engine import Engine, NonFiniteLoss
 from genmodels.training.looks import Guards
 
 GRIDS_PER_RUN = 20
+CHECKPOINTS_PER_RUN = 8  # at least, so that a short run has weights to keep when a guard stops it
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +86,8 @@ class _Loop:
         self.sample_every = engine.training.sample_images or max(engine.total_images // GRIDS_PER_RUN, 1)
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.logged = time.monotonic()
-        self.images_logged = self.restarts = 0
+        self.save_every = max(engine.total_images // CHECKPOINTS_PER_RUN, 1)
+        self.images_logged = self.images_saved = self.restarts = 0
         self.first_step_time: datetime | None = None
         self.guards, self.alarms, self.stopped = Guards(engine), list[Alarm](), False
 
@@ -132,7 +134,8 @@ class _Loop:
             self.heed(self.guards.look())
         if before.stage != engine.position.stage:
             self.saved = -math.inf
-        if now - self.saved >= engine.training.checkpoint_seconds:
+        unsaved = engine.position.images - self.images_saved
+        if now - self.saved >= engine.training.checkpoint_seconds or unsaved >= self.save_every:
             self.save()
 
     def report(self, now: float) -> None:
@@ -156,7 +159,7 @@ class _Loop:
             }
             named = {"stage": engine.stage.name, "good": self.guards.calm}
             self.checkpoints.save(state, engine.position.images, score, **named)
-            self.saved = time.monotonic()
+            self.saved, self.images_saved = time.monotonic(), engine.position.images
 
     def heed(self, alarms: Sequence[Alarm], cause: Exception | None = None) -> None:
         """Tells of the alarms, and does what the most drastic of them asks for."""
@@ -185,7 +188,7 @@ class _Loop:
         self.stopped = True
 
     def roll_back(self, alarm: Alarm, cause: Exception | None) -> None:
-        """Goes back to the last weights that no guard objected to, and on with other noise."""
+        """Goes back to the last weights that no guard which acts objected to, and on with other noise."""
         rollbacks = self.engine.position.rollbacks + 1
         limit = self.engine.training.max_rollbacks
         if self.checkpoints is None or rollbacks > limit:
@@ -204,6 +207,7 @@ class _Loop:
     def _load(self, state: Mapping[str, Any]) -> None:
         self.engine.load_state_dict(state["engine"])
         self.guards.load_state_dict(state["guards"])
+        self.images_saved = self.engine.position.images
 
     def finish(self) -> Outcome:
         if self.observer:

@@ -193,7 +193,7 @@ def test_a_collapsed_training_is_told_of_and_refused_and_nobody_is_asked(stack: 
     run = TrackingServer().get("runs/get", run_id=version.run_id)["run"]
     metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     assert f"{metrics['guard/mode_collapse']:.4g}" == version.tags["guard.mode_collapse"]
-    assert {"guard/low_diversity", "guard/missing_classes", "gradient_norm/generator"} <= set(metrics)
+    assert {"guard/low_diversity", "guard/lost_classes", "gradient_norm/generator"} <= set(metrics)
 
     spec = RunSpec.model_validate_json(store().get(f"runs/{outcome.run_key}/spec.json"))
     late = Answer(approve=True, name="Ann", reason="crisp", time=datetime.now(UTC), champion_version=None)

@@ -58,11 +58,11 @@ def test_the_first_one_is_champion():
         ({"guard.mode_collapse": "87.3"}, "its images are 87.3 times closer together than real ones"),
         ({"guard.low_diversity": "inf"}, "its images differ inf times less from each other than real ones"),
         (
-            {"guard.missing_classes": "9.8"},
+            {"guard.lost_classes": "9.8"},
             "the classes of its images have 9.8 times less entropy than those of real ones",
         ),
         (
-            {"guard.mode_collapse": "1.1", "guard.missing_classes": "nan"},
+            {"guard.mode_collapse": "1.1", "guard.lost_classes": "nan"},
             "the classes of its images have nan times less entropy",
         ),
     ],
@@ -78,7 +78,7 @@ def test_a_collapsed_model_is_refused_whatever_its_other_numbers(
 
 def test_another_guards_objection_and_values_within_the_limits_are_no_reason_to_refuse():
     values = {f"guard.{name}": f"{limit:.4g}" for name, (limit, _) in COLLAPSED.items()}
-    tags = values | {"guard.objections": "oscillation, missing_classes", "guard.oscillation": "99"}
+    tags = values | {"guard.objections": "oscillation, lost_classes", "guard.oscillation": "99"}
     assert decide(replace(version(2), tags=tags), scores(1.0, 0.9, 1.1), None, None).promoted
 
 

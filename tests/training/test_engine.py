@@ -171,6 +171,30 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_applied():
     assert torch.equal(flat(run.model.state_dict()), before)
 
 
+@pytest.mark.parametrize("poisoned", [7, 19], ids=["between", "at a stage's end"])
+def test_a_gradient_that_nobody_measured_leaves_no_state_that_is_kept(poisoned: int):
+    """Of every fifth update the norm is measured; what another one does to the weights is found before they are saved,
+    and before a stage ends with them."""
+
+    class Kinked(Toy):
+        def critic_loss(self, batch, context):  # type: ignore[no-untyped-def]
+            terms = super().critic_loss(batch, context)
+            kink = (0 * next(self.critic.parameters()).sum()).sqrt()
+            return terms if context.step != poisoned else type(terms)(terms.total + kink, terms.terms)
+
+    run = engine(Kinked())
+
+    def step_and_keep() -> None:
+        run.step()
+        run.state_dict()
+
+    for _ in range(poisoned):
+        step_and_keep()
+    with pytest.raises(NonFiniteLoss, match=r"critic update's 'weights' is not finite in stage first"):
+        step_and_keep()
+    assert not run.finite
+
+
 def test_a_loss_that_is_not_finite_is_named_and_not_applied():
     run = engine(Toy(poisoned={(5, 1)}))
     for _ in range(5):
