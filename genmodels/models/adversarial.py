@@ -32,7 +32,7 @@ from genmodels.spec import TrainingSpec, is_points
 
 Critic = Callable[[Tensor], Tensor]  # images -> logits; of the images' own labels, if it is conditional
 WeightedTerms = dict[str, tuple[float, Tensor]]
-STANDING_BATCHES, STANDING_PIXELS = 16, 2**18
+STANDING_SAMPLES, STANDING_PIXELS = 4096, 2**18
 
 
 class AdversarialConfig(ModelConfig):
@@ -197,5 +197,5 @@ def measure_standing_statistics(model: Samples, generator: nn.Module, resolution
     draws = torch.Generator(next(generator.parameters()).device).manual_seed(0)
     batch = max(8, min(256, STANDING_PIXELS // resolution**2))
     with measuring_standing_statistics(generator):
-        for _ in range(STANDING_BATCHES):
+        for _ in range(-(-STANDING_SAMPLES // batch)):
             model.sample(batch, generator=draws)

@@ -60,7 +60,7 @@ class Stage:
 class ModelConfig(BaseModel):
     """Base of the models' configs: the defaults are the paper's, `presets` are named departures from them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
     learns_points: ClassVar[bool] = False  # which are images of one pixel, of floats that are not to be rounded
 

@@ -5,10 +5,10 @@ Two domains, a and b. An image shown is one of each.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,6 +69,16 @@ class Config(AdversarialConfig):
             "decay_images": 3_200,
         },
     }
+
+    @model_validator(mode="after")
+    def _discriminators_have_patches_to_judge(self) -> Self:
+        if self.resolution >> self.discriminator_layers < 3:  # the last two convolutions take a pixel each
+            most = (self.resolution // 3).bit_length() - 1
+            raise ValueError(
+                f"resolution={self.resolution} is too small for discriminator_layers={self.discriminator_layers}; "
+                f"take a larger resolution or at most {most} layers."
+            )
+        return self
 
     @property
     def generator_blocks(self) -> int:

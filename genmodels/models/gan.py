@@ -217,14 +217,14 @@ class GAN(GenerativeModel):
             self.ema = Ema(("generator",), half_life_images=config.ema_half_life_images)
 
     def updates(self, stage: Stage) -> list[Update]:
-        config, discriminator = self.config, list(self.discriminator.parameters())
+        config = self.config
         return [
             Update(
                 "discriminator",
-                discriminator,
+                list(self.discriminator.parameters()),
                 self.discriminator_loss,
                 Adam(config.discriminator_learning_rate, config.adam_betas),
-                after=partial(self.adversarial.constrain, discriminator),
+                after=self.constrain,
             ),
             Update(
                 "generator",
@@ -234,6 +234,10 @@ class GAN(GenerativeModel):
                 interval_steps=config.discriminator_steps,
             ),
         ]
+
+    def constrain(self) -> None:
+        """Clips the weights of what has to be Lipschitz, if the loss asks for it."""
+        self.adversarial.constrain(self.discriminator.parameters())
 
     def least_flops(self, passes: Mapping[str, Passes]) -> float:
         """Both updates of a step judge the same fakes."""

@@ -153,6 +153,11 @@ class InfoGAN(gan.GAN):
         chosen = [F.one_hot((uniform[:, i] * kind).long(), kind).float() for i, kind in enumerate(kinds)]
         return torch.cat((*chosen, 2 * uniform[:, len(kinds) :] - 1), dim=1)
 
+    def constrain(self) -> None:
+        """Not those of Q's own layers, which are no part of it."""
+        for part in ("trunk", "logit"):
+            self.adversarial.constrain(self.discriminator.get_submodule(part).parameters())
+
     def judge(self, images: Tensor, context: Context) -> Tensor:
         return self.discriminator(images)[0]
 

@@ -71,7 +71,7 @@ class Config(AdversarialConfig, ConditionalConfig):
             "gradient_penalty_target": 750.0,
             "fade_images": 400_000,
             "stable_images": 400_000,
-            "final_images": 17_200_000,
+            "final_images": 17_600_000,
         },
         "demo": {
             "resolution": 8,

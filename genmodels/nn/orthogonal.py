@@ -12,7 +12,9 @@ def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
     total = torch.zeros(())
     for weight in weights:
         matrix = weight.float().flatten(1)
+        wide = len(matrix) <= matrix.shape[1]
         with torch.autocast(weight.device.type, enabled=False):
-            products = matrix @ matrix.t()
-        total = total.to(weight.device) + products.square().sum() - products.diagonal().square().sum()
+            products = matrix @ matrix.t() if wide else matrix.t() @ matrix  # of the same Frobenius norm, and smaller
+        norms = products.diagonal() if wide else matrix.square().sum(dim=1)
+        total = total.to(weight.device) + products.square().sum() - norms.square().sum()
     return total

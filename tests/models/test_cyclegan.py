@@ -3,6 +3,7 @@
 import pytest
 import torch
 from drawing import as_worker, draws
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -45,6 +46,17 @@ def test_parameter_counts_are_the_published_ones(resolution, count):
         "discriminator_a": 2_764_737,
         "discriminator_b": 2_764_737,
     }
+
+
+@pytest.mark.parametrize(("resolution", "layers"), [(16, 2), (24, 3), (28, 3), (48, 4), (192, 6)])
+def test_the_smallest_images_have_one_patch_and_more_layers_are_refused(resolution, layers):
+    config = {"resolution": resolution, "discriminator_layers": layers}
+    logits = tiny(**config).discriminator_a(torch.zeros(1, 3, resolution, resolution))
+    assert logits.shape[2] == resolution // 2**layers - 2 >= 1
+    for more in (layers + 1, 10**12):
+        message = f"resolution={resolution} is too small for discriminator_layers={more}; .* at most {layers} layers"
+        with pytest.raises(ValidationError, match=message):
+            Config.model_validate(config | {"discriminator_layers": more})
 
 
 def test_the_generator_against_the_layers_written_out():

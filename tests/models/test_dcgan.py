@@ -12,7 +12,7 @@ from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.losses import ADVERSARIAL
 from genmodels.models import build
-from genmodels.models.adversarial import STANDING_BATCHES
+from genmodels.models.adversarial import STANDING_SAMPLES
 from genmodels.models.base import DataInfo, Samples
 from genmodels.models.dcgan import DCGAN, Config
 from genmodels.models.gan import FromGenerator
@@ -116,12 +116,21 @@ def test_evaluation_normalises_by_the_statistics_of_the_weights_it_judges():
     with engine.evaluating() as averaged:
         assert not torch.equal(norm.weight, weight)
         source = FromGenerator(torch.Generator().manual_seed(0), torch.device("cpu"))
-        latents = torch.cat([model.latents(256, source) for _ in range(STANDING_BATCHES)])
+        latents = torch.cat([model.latents(256, source) for _ in range(STANDING_SAMPLES // 256)])
         seen = first(latents[:, :, None, None])
         torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
         once, again = (averaged.sample(3, generator=torch.Generator().manual_seed(0)) for _ in range(2))
         assert torch.equal(once, again)
     assert torch.equal(norm.running_mean, mean) and torch.equal(norm.weight, weight)
+
+
+def test_the_statistics_are_those_of_as_many_samples_where_images_are_large():
+    model, shown = tiny(resolution=64), list[int]()
+    model.generator.register_forward_hook(lambda network, given, made: shown.append(len(made)))
+    model.eval()
+    model.prepare_evaluation()
+    assert sum(shown) == STANDING_SAMPLES
+    assert max(shown) == 64, "fewer at a time"
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():

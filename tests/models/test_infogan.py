@@ -161,3 +161,12 @@ def test_recognised_codes_are_probabilities_and_means():
 def test_presets_survive_json(preset):
     config = Config.preset(preset)
     assert Config.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+def test_clipping_spares_the_layers_of_q():
+    model = tiny(adversarial_loss="wgan", weight_clip=1e-3)
+    before = model.discriminator.recognition[0].weight.detach().clone()
+    model.updates(model.stages[0])[0].after()
+    assert model.discriminator.trunk[0].weight.abs().max().item() == pytest.approx(1e-3)
+    assert model.discriminator.logit.weight.abs().max().item() == pytest.approx(1e-3)
+    assert torch.equal(model.discriminator.recognition[0].weight, before)

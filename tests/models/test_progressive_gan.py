@@ -71,6 +71,12 @@ def test_stages_of_the_papers_run():
     assert sum(stage.images for stage in stages) == 19_000_000
 
 
+def test_the_papers_run_on_cifar10_shows_20_million_images():
+    stages = ProgressiveGAN(Config.preset("cifar10"), DataInfo(channels=3)).stages
+    assert [stage.images for stage in stages] == [400_000, 800_000, 800_000, 18_000_000]
+    assert sum(stage.images for stage in stages) == 20_000_000
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_fade_starts_at_the_upsampled_level_before_and_ends_at_the_new_one(level):
     generator = tiny().generator

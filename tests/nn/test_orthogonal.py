@@ -19,8 +19,9 @@ def test_two_filters():
     assert orthogonal_penalty([first, second]).item() == 2 + 72
 
 
-def test_its_gradient_is_four_times_the_off_diagonal_products_times_the_filters():
-    weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+@pytest.mark.parametrize("shape", [(5, 12), (12, 5)], ids=["wide", "tall"])
+def test_its_gradient_is_four_times_the_off_diagonal_products_times_the_filters(shape: tuple[int, int]):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     (gradient,) = torch.autograd.grad(orthogonal_penalty([weight]), weight)
     products = weight @ weight.t()
     torch.testing.assert_close(gradient, 4 * (products - products.diag().diag()) @ weight)
