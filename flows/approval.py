@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from flows import steps
 from flows.artifacts import artifact_key, data_uri
-from genmodels.errors import GenmodelsError, SpecError
+from genmodels.errors import GenmodelsError, SpecError, first_problem
 from genmodels.spec import Answer, EvaluationReport, Metric, Record, RunSpec
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.leaderboard import escaped
@@ -132,10 +132,10 @@ def _answer(question: Question, given: Mapping[str, Any]) -> Answer:
         form = Approval.model_validate(given)
     except ValidationError as error:
         _forget()
-        what = error.errors()[0]
-        field = ".".join(map(str, what["loc"])) or "the form"
+        field, problem = first_problem(error)
         raise SpecError(
-            f"The answer is none, because of {field}: {what['msg']}. Nothing was changed; retry to be asked again."
+            f"The answer is none, because of {field or 'the form'}: {problem}; nothing was changed, retry to be asked "
+            "again."
         ) from None
     return Answer(
         approve=form.decision == "approve",

@@ -15,6 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron, Schedule
 
 from flows import alerts
+from flows.connection import asking_prefect
 from flows.evaluate_again import evaluate_again
 from flows.promote import promote
 from flows.prune import prune
@@ -48,11 +49,13 @@ def _scheduled(flow: Flow[..., Any], schedule: Schedule, **options: Any) -> Runn
     return deployed(flow, **options)
 
 
+@asking_prefect()
 def publish_alerts() -> dict[str, alerts.Change]:
     """Publish the alerts on the runs of these deployments; the change, by name."""
     return alerts.publish([cast(str, deployment.name) for deployment in deployments()])
 
 
+@asking_prefect()
 def serve(limit: int) -> None:
     """Publish the deployments and their alerts, and execute their runs, `limit` at once at most, until stopped."""
     publish_alerts()

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-import httpx
 import psutil
 from prefect import Flow, flow, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -25,8 +24,9 @@ from pydantic import Field
 
 from flows import approval, steps
 from flows.artifacts import commands, costs_table
+from flows.connection import asking_prefect
 from flows.forms import Dataset, Hours, Model, Override, Preset, PromotionBy, Seed, Workers
-from genmodels.errors import GenmodelsError, UnavailableError
+from genmodels.errors import GenmodelsError
 from genmodels.settings import settings
 from genmodels.spec import (
     EvaluationReport,
@@ -191,6 +191,7 @@ def _numbers(metric: Metric) -> dict[str, float | str | None]:
     return {**metric.model_dump(exclude={"name", "better"}), "gap_closed": metric.gap_closed}
 
 
+@asking_prefect()
 def retrain_now(
     model: str,
     dataset: str,
@@ -226,11 +227,6 @@ def retrain_now(
                 raise GenmodelsError(
                     "The run was cancelled in Prefect; start it again to go on from where it was."
                 ) from None
-        except httpx.TransportError as error:
-            raise UnavailableError(
-                f"The Prefect server at {settings().prefect_api_url} does not answer; start it with `genmodels up` and "
-                "start the run again: it goes on with what is running."
-            ) from error
         finally:
             steps.watcher.reset(token)
     assert isinstance(outcome, Outcome)

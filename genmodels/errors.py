@@ -4,8 +4,15 @@ The command prints them without a traceback and exits with `exit_code`; the flow
 whose `transient` is true, because only they can pass by themselves.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 
 
 class GenmodelsError(Exception):
@@ -45,6 +52,12 @@ class AccessError(GenmodelsError):
     """A server answered and refused: wrong credentials, a missing bucket, a full disk."""
 
     exit_code = 77
+
+
+def first_problem(error: "ValidationError") -> tuple[str, str]:
+    """The dotted name of the first bad value, empty if it is the whole, and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> SpecError:

@@ -9,8 +9,9 @@ from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, Json, PositiveInt, SecretStr, ValidationError
+from pydantic import Field, Json, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     JsonConfigSettingsSource,
@@ -19,7 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from genmodels.errors import SpecError
+from genmodels.errors import SpecError, first_problem
 
 
 class Home(BaseSettings):
@@ -74,14 +75,22 @@ class Settings(BaseSettings):
         default=IPv4Address("127.0.0.1"),
         description="where the pages of `up` are; beyond this machine with logins",
     )
-    mirror: str | None = Field(default=None, description="base address in the place of every public data address")
+    mirror: str | None = Field(
+        default=None, description="base address in the place of every public data address; its login is in ~/.netrc"
+    )
     cache_dir: Path | None = Field(default=None, description="node-local copies of shards; default HOME/cache")
     cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="more than this those copies do not take if there are any that no process reads; always no more "
-        "than the disk holds",
+        description="limit of those copies, beside that of the disk; ones that a process reads stay even beyond it",
     )
+
+    @field_validator("mirror")
+    @classmethod
+    def _without_login(cls, mirror: str | None) -> str | None:
+        if mirror and "@" in urlsplit(mirror).netloc:
+            raise ValueError("put the login of an address into ~/.netrc, for addresses are told in messages and logs")
+        return mirror
 
     @property
     def cache(self) -> Path:
@@ -146,8 +155,8 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        raise SpecError(f"The setting {name} cannot be what GENMODELS_{name.upper()} says: {first['msg']}.") from None
+        key, problem = first_problem(error)
+        name = key.partition(".")[0]
+        raise SpecError(f"The setting {name} cannot be what GENMODELS_{name.upper()} says: {problem}.") from None
     except ValueError as error:
         raise SpecError(f"{Home().stack_file} is not JSON: {error}; move it away and run `genmodels up`.") from None

@@ -138,6 +138,15 @@ def test_settings_that_cannot_be_read_are_named_without_their_contents(tmp_path:
     assert "do-not-show-me" not in done.stderr
 
 
+def test_a_login_in_an_address_is_refused_unshown(tmp_path: Path) -> None:
+    done = genmodels(
+        "status", GENMODELS_HOME=str(tmp_path), GENMODELS_MIRROR="https://me:do-not-show-me@127.0.0.1/data"
+    )
+    assert done.returncode == 2
+    assert "put the login of an address into ~/.netrc" in done.stderr
+    assert "do-not-show-me" not in done.stderr
+
+
 @pytest.mark.parametrize("value", ["GPU", '{"TPU": 1}', '{"GPU": 0}', "[1]"])
 def test_a_variable_of_another_form_is_named(value: str, tmp_path: Path) -> None:
     done = genmodels("status", GENMODELS_HOME=str(tmp_path), GENMODELS_WORKER_RESOURCES=value)
@@ -155,7 +164,10 @@ def test_models_and_datasets_are_listed() -> None:
     datasets = json.loads(genmodels("datasets", "--json").stdout.splitlines()[-1])
     assert sum(datasets["digits"]["counts"].values()) == 1797
     assert datasets["mnist"]["counts"] == {"train": 60_000, "test": 10_000}
-    assert "cityscapes" in genmodels("datasets").stdout
+    shown = genmodels("datasets", COLUMNS="100").stdout
+    assert "mnist: https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz, https://" in shown
+    assert "\ncityscapes has no address to download from: get gtFine and leftImg8bit from https://www." in shown
+    assert "\ndigits: part of scikit-learn\n" in shown
 
 
 @pytest.mark.parametrize("model", ["progressive_gan", "biggan"])

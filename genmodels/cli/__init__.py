@@ -2,11 +2,12 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
 from genmodels.cli import catalogue, runs, stack, steps, trained
-from genmodels.errors import GenmodelsError
+from genmodels.errors import FULL_DISK, AccessError, GenmodelsError
 
 app = typer.Typer(
     help="Train generative models: Prefect flows, Ray workers, MLflow registry, S3 artifacts.",
@@ -25,8 +26,16 @@ def main() -> None:
     try:
         app()
     except GenmodelsError as error:
-        print(f"genmodels: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        _end(AccessError(f"A disk is full ({error}); free some space, or set GENMODELS_HOME or GENMODELS_CACHE_DIR."))
+
+
+def _end(error: GenmodelsError) -> NoReturn:
+    print(f"genmodels: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 @app.callback()

@@ -36,6 +36,7 @@ def models(as_json: AsJson = False) -> None:
 def datasets(as_json: AsJson = False) -> None:
     """List the data sets: kind, size, counts, licence and source. Besides these: folder:PATH and s3://bucket/prefix."""
     from genmodels.data.catalogue import CATALOGUE
+    from genmodels.terminal import console, in_words
 
     listed = {
         name: {
@@ -51,6 +52,12 @@ def datasets(as_json: AsJson = False) -> None:
         for name, entry in CATALOGUE.items()
     }
     print_listed(listed, as_json, leave_out=["source", "channels"])
+    if not as_json:
+        console.print("\nSources:")
+        for name, record in listed.items():
+            source = in_words(record["source"])
+            # What must be fetched by hand says so in a sentence of its own, which begins with the name.
+            console.print(source if source.startswith(f"{name} ") else f"{name}: {source}")
 
 
 def print_listed(listed: Mapping[str, Mapping[str, Any]], as_json: bool, leave_out: Sequence[str] = ()) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genmodels.cli.options import AsJson, Dataset, Model, Overrides, Preset, Seed, Workers
-from genmodels.errors import GenmodelsError, SpecError
+from genmodels.errors import GenmodelsError, SpecError, first_problem
 
 if TYPE_CHECKING:
     from genmodels.spec import Record, RunSpec
@@ -107,9 +107,10 @@ def read_spec(address: str) -> "RunSpec":
             f"The spec {address} cannot be read: {error.strerror}; make one with `genmodels spec`."
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise SpecError(f"{address} is not a spec: {where}: {first['msg']}; make one with `genmodels spec`.") from None
+        where, problem = first_problem(error)
+        raise SpecError(
+            f"{address} is not a spec: {where or 'it'}: {problem}; make one with `genmodels spec`."
+        ) from None
     except ValueError:  # a NUL, half a surrogate
         raise SpecError(f"The spec {address!r} cannot be read: no file has such a name.") from None
 

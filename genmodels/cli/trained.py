@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,10 @@ def sample(
     model_uri: ModelUri,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: Seed = 0,
+    label: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Class to draw, for a model that is told one; of several each in turn."),
+    ] = None,
     truncation: Annotated[
         float | None,
         typer.Option(help="Largest |z| of the normal numbers in a latent: less makes images likelier and more alike."),
@@ -43,7 +48,8 @@ def sample(
     from genmodels.tracking.registry import sample
 
     with working(f"sampling {model_uri}"):
-        images = sample(model_uri, n, seed=seed, truncation=truncation, temperature=temperature)
+        labels = list(islice(cycle(label), n)) if label else None
+        images = sample(model_uri, n, seed=seed, labels=labels, truncation=truncation, temperature=temperature)
         save(grid(images, columns=math.ceil(math.sqrt(n))), out)
     console.print(f"{n} images of {model_uri} are in {out}.")
 

@@ -6,6 +6,7 @@ devices, encrypted or doubled members, or far more than its size explains.
 
 import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -21,7 +22,10 @@ MAX_MEMBERS = 2_000_000
 MAX_MEMBER_BYTES = 1 << 30
 MAX_RATIO = 200  # of unpacked to packed bytes; images hardly shrink, the sparsest of our own archives by 6
 
-UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+UNREADABLE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, ValueError, NotImplementedError),
+)
 
 
 class Archive(Protocol):

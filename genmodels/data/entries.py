@@ -9,7 +9,7 @@ from typing import Any
 
 from genmodels.data.archives import check_name
 from genmodels.data.download import BytesDone, RemoteFile, fetch, locate
-from genmodels.data.examples import Examples, files_of_folder, laid_out, layout, of_arrays, with_held_out
+from genmodels.data.examples import Examples, files_of_folder, laid_out, layout, of_arrays, readable, with_held_out
 from genmodels.errors import SpecError
 from genmodels.settings import settings
 from genmodels.spec import is_points
@@ -69,10 +69,14 @@ class FolderEntry(CatalogueEntry):
     path: Path
 
     def identity(self, progress: BytesDone) -> Any:
-        """Names, sizes and times of the files."""
+        """Names, sizes and times of the files; raises DataError for one that cannot be read."""
         names = sorted(name for name in files_of_folder(self.path).names if not name.endswith("/"))
-        states = [(self.path / name).stat() for name in names]
-        return [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, states, strict=True)]
+        states = []
+        for name in names:
+            with readable(self.path / name):
+                state = (self.path / name).stat()
+            states.append([name, state.st_size, state.st_mtime_ns])
+        return states
 
 
 @dataclass(frozen=True, kw_only=True)

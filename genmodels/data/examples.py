@@ -5,7 +5,9 @@ import hashlib
 import math
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -63,14 +65,30 @@ def files_of_folder(path: Path) -> Files:
     """The files under a folder, hidden ones apart."""
 
     def read(names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        return ((name, (path / name).read_bytes()) for name in names)
+        for name in names:
+            with readable(path / name):
+                content = (path / name).read_bytes()
+            yield name, content
 
     names = []
     for entry in path.rglob("*"):
         relative = entry.relative_to(path)
         if not any(part.startswith(".") for part in relative.parts):
-            names.append(f"{relative.as_posix()}/" if entry.is_dir() else relative.as_posix())
+            with readable(entry):
+                names.append(f"{relative.as_posix()}/" if entry.is_dir() else relative.as_posix())
     return Files(title=f"folder:{path}", names=names, read=read)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises DataError that names the file of a folder if it cannot be looked at or read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"The file {path} cannot be read ({error.strerror or error}); "
+            "make it readable, or remove it if it is a link to nothing."
+        ) from error
 
 
 def files_of_archive(path: Path, title: str) -> Files:
@@ -162,29 +180,40 @@ def with_held_out(examples: Examples) -> Examples:
     """The same with a tenth of each training table moved to a test table, if it has no test examples.
 
     Which tenth is decided by the SHA-256 of the content: it does not depend on names or order, and equal images
-    stay on the same side.
+    stay on the same side. An image with so many copies that more than half would be held out is passed over.
     """
     if any(table.startswith("test") for table in examples.tables):
         return examples
     hashes: dict[str, list[bytes]] = {table: [] for table in examples.tables}
     for example in examples.read():
         hashes[example.table].append(_sha256(example.content))
-    highest = {}
+    held_out = {}
     for table, values in hashes.items():
-        if len(set(values)) < 2:
-            raise DataError(
-                f"{table} has {len(set(values))} different images; the least is two, one of them to hold out."
-            )
-        count = max(1, round(HELD_OUT * len(values)))
-        highest[table] = sorted(values)[count - 1]
+        copies = Counter(values)
+        if len(copies) < 2:
+            raise DataError(f"{table} has {len(copies)} different images; the least is two, one of them to hold out.")
+        held_out[table] = _lowest(copies, max(1, round(HELD_OUT * len(values))), len(values) // 2)
 
     def read() -> Iterator[Example]:
         for example in examples.read():
-            held_out = _sha256(example.content) <= highest[example.table]
-            yield example._replace(table=example.table.replace("train", "test")) if held_out else example
+            moves = _sha256(example.content) in held_out[example.table]
+            yield example._replace(table=example.table.replace("train", "test")) if moves else example
 
     tables = examples.tables | {table.replace("train", "test") for table in examples.tables}
     return replace(examples, tables=tables, read=read)
+
+
+def _lowest(copies: Mapping[bytes, int], count: int, most: int) -> set[bytes]:
+    """The lowest hashes, of at least `count` images with their copies, without any that makes them more than `most`."""
+    chosen: set[bytes] = set()
+    images = 0
+    for value in sorted(copies):
+        if images >= count:
+            break
+        if images + copies[value] <= most:
+            chosen.add(value)
+            images += copies[value]
+    return chosen
 
 
 def read_npz(path: Path, names: Sequence[str], title: str) -> list[np.ndarray]:

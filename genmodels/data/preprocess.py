@@ -153,7 +153,8 @@ class _Account:
         """Raises DataError if a table or a class has no usable image."""
         for table in sorted(examples.tables):
             if not manifest.rows.get(table):
-                raise DataError(f"{self.title} has no usable images for {table!r}; {self._sentence()}")
+                why = self._sentence() if self.set_aside else "add some."
+                raise DataError(f"{self.title} has no usable images for {table!r}; {why}")
         for label, name in enumerate(examples.class_names):
             if not self._rows["train", label]:
                 raise DataError(f"The class {name!r} of {self.title} has no usable images to train on; add some.")
@@ -281,7 +282,7 @@ def _submit(examples: Examples, how: dict[str, int], processes: int | None, ray:
 
 def _on_ray(how: dict[str, int]) -> Submit:
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     ray.init(ignore_reinit_error=True)
     task: Any = ray.remote(levels)
@@ -293,6 +294,8 @@ def _on_ray(how: dict[str, int]) -> Submit:
         try:
             return ray.get(reference)
         except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+                raise error.cause from error  # the task's own, which it would meet again
             raise UnavailableError(f"A preprocessing task was lost ({type(error).__name__}); try again.") from error
 
     def in_flight() -> int:

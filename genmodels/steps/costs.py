@@ -23,7 +23,7 @@ from genmodels.spec import Record, RunSpec
 from genmodels.steps.reports import folder
 from genmodels.storage.objects import store
 from genmodels.tracking.rest import TrackingServer
-from genmodels.tracking.runs import find_run
+from genmodels.tracking.runs import find_run, log_metrics
 
 log = logging.getLogger(__name__)
 RENEWAL_SECONDS = 30.0
@@ -141,9 +141,7 @@ def tell_mlflow(step: str, spec: RunSpec) -> None:
         if cost is None or run_id is None:
             return
         values = {f"cost/{step}/{name}": value for name, value in cost.model_dump().items() if value is not None}
-        now = time.time_ns() // 1_000_000
-        metrics = [{"key": key, "value": value, "timestamp": now, "step": 0} for key, value in values.items()]
-        TrackingServer().post("runs/log-batch", run_id=run_id, metrics=metrics)
+        log_metrics(run_id, values, TrackingServer())
     except GenmodelsError as error:
         log.warning("The cost of %s is not in MLflow: %s", step, error)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import requests
 from pydantic import BaseModel
@@ -69,16 +70,30 @@ class RayJobs:
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry))
         if path := settings().ray_token_path:
-            self.session.headers["Authorization"] = f"Bearer {path.read_text().strip()}"
+            try:
+                token = path.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise AccessError(
+                    f"The Ray cluster's token cannot be read from the file {path}; check GENMODELS_RAY_TOKEN_PATH."
+                ) from error
+            self.session.headers["Authorization"] = f"Bearer {token}"
 
     def info(self, job_id: str) -> JobInfo | None:
         """How a job stands; None if the cluster has none of that id."""
         answer = self._send("GET", job_id)
         return None if answer.status_code == 404 else JobInfo.model_validate(answer.json())
 
-    def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        metadata: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a job, unless there is one of that id: of two submitters at once one starts it, both have it."""
-        message = {"submission_id": job_id, "entrypoint": entrypoint, "metadata": dict(metadata)}
+        message: dict[str, Any] = {"submission_id": job_id, "entrypoint": entrypoint, "metadata": dict(metadata)}
+        if environment:
+            message["runtime_env"] = {"env_vars": dict(environment)}
         try:
             self._send("POST", "", json=message)
         except GenmodelsError:
@@ -148,10 +163,12 @@ class Job:
         identity = {"step": self.step, "model": self.spec.model, "dataset": self.spec.dataset}
         if self.step != "prepare":
             identity["run_key"] = self.spec.run_key
+        mirror = settings().mirror if self.step == "prepare" else None  # the cluster may have been started without it
         self.cluster.submit(
             self.id,
             entrypoint=f"python -m genmodels {self.step} {store().uri(spec_key)} --ray",
             metadata={**identity, **links, STARTED_BY: started_by, "ray_job": self.url},
+            environment={"GENMODELS_MIRROR": mirror} if mirror else None,
         )
 
     def follow(

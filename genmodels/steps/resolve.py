@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 import genmodels
 from genmodels.data.catalogue import find
-from genmodels.errors import SpecError, unknown
+from genmodels.errors import SpecError, first_problem, unknown
 from genmodels.models import MODELS
 from genmodels.models.base import DataInfo, ModelConfig
 from genmodels.spec import EvaluationSpec, RunSpec, TrainingSpec, is_points
@@ -55,6 +55,8 @@ def resolve(
     if entry.kind == "points" and not MODELS[model].Config.learns_points:
         raise SpecError(f"{model} learns from images, but {dataset} is points; take a model of both, such as gan.")
     config, training, evaluation = configured(model, preset, overrides, resolution=entry.resolution)
+    if preset == "paper" and entry.name in MODELS[model].Config.presets:
+        raise SpecError(f"{model}'s preset paper is of other data; for {dataset} take preset {entry.name}.")
     of_points = {name for name, given in MODELS[model].Config.presets.items() if is_points(given.get("resolution", 0))}
     if entry.kind == "points" and preset not in of_points:
         raise SpecError(f"{dataset} is points, and preset {preset} is for images; take {' or '.join(of_points)}.")
@@ -201,10 +203,7 @@ def _checked(kind: type[M], values: Mapping[str, Any], what: str) -> M:
 
 
 def _sentence(error: ValidationError, what: str) -> SpecError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key, problem = first_problem(error)
     if not key:
-        return SpecError(first["msg"].removeprefix("Value error, "))
-    problem = first["msg"].removeprefix("Value error, ")
-    problem = problem[0].lower() + problem[1:]
-    return SpecError(f"The {what} {key!r} cannot be {first['input']!r}: {problem}.")
+        return SpecError(problem)
+    return SpecError(f"The {what} {key!r} cannot be {error.errors()[0]['input']!r}: {problem[0].lower()}{problem[1:]}.")

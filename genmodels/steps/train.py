@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from torch.distributed import DistError
 
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
@@ -94,11 +95,25 @@ def work(task: dict[str, Any]) -> None:
     try:
         with metered("train", spec, task["started_by"]):
             _work(spec, task)
-    except GenmodelsError as error:
-        workers = Workers()
-        error.where = f"worker {workers.rank} of {workers.size}, {gethostname()}"
-        save_failure("train", spec, error)
+    except Exception as error:
+        if told := _told(error):
+            workers = Workers()
+            told.where = f"worker {workers.rank} of {workers.size}, {gethostname()}"
+            save_failure("train", spec, told)
         raise
+
+
+def _told(error: Exception) -> GenmodelsError | None:
+    """The error for people; None if it comes from a worker, a machine or a wire that is gone, which the next start of
+    the workers may mend."""
+    if isinstance(error, GenmodelsError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return SpecError("The GPU has too little memory; raise training.accumulation, or take a smaller model.")
+    if isinstance(error, OSError | DistError) or "gloo" in str(error):
+        return None
+    what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return GenmodelsError(f"A fault of the program or of its settings: {what}; its traceback is in the worker's log.")
 
 
 def load_trained(spec: RunSpec) -> GenerativeModel:

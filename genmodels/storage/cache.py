@@ -1,4 +1,4 @@
-"""This node's copies of what the object store has: as many as there is room for, and none less that somebody reads."""
+"""This node's copies of objects: removed when room is needed, never while a process reads them."""
 
 import fcntl
 import logging

@@ -1,6 +1,5 @@
 """Local files: whole or not there, used by one process at a time, and full disks that say so."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from genmodels.errors import AccessError
+from genmodels.errors import FULL_DISK, AccessError
 
 
 @contextmanager
@@ -18,7 +17,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in FULL_DISK:
             raise
         raise AccessError(f"The disk of {folder} is full; free some space or set GENMODELS_CACHE_DIR.") from error
 

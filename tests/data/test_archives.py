@@ -153,6 +153,18 @@ def test_a_member_whose_bytes_were_changed_is_named(tmp_path: Path):
         list(open_archive(path).read(["set/a.jpg"]))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_packed_member_whose_bytes_were_flipped_is_named(tmp_path: Path, method: int):
+    """A few bytes at a time, since each packing finds some only by its checksum."""
+    whole = zip_with(tmp_path / "whole.zip", {"a.jpg": NOISE}, method).read_bytes()
+    start = 30 + len("a.jpg")
+    for offset in range(start, start + 200, 8):
+        flipped = bytes(byte ^ 0xFF for byte in whole[offset : offset + 8])
+        path = file_with(tmp_path / "set.zip", whole[:offset] + flipped + whole[offset + 8 :])
+        with pytest.raises(DataError, match=r"a\.jpg in the archive cannot be read"):
+            read_all(path)
+
+
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "MAX_MEMBERS", 1)
     for path in (zip_with(tmp_path / "a.zip", MEMBERS), tar_with(tmp_path / "a.tar.gz", *MEMBERS.items())):

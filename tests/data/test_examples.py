@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genmodels.data.entries import folder_entry
 from genmodels.data.examples import files_of_folder, laid_out, layout, of_arrays, read_idx, with_held_out
 from genmodels.errors import DataError
 
@@ -62,6 +63,16 @@ def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_pat
     assert examples.count == 2
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
+    message = r"The file .*/b.jpg cannot be read .No such file.*remove it if it is a link to nothing"
+    with pytest.raises(DataError, match=message):
+        list(laid_out(files_of_folder(tmp_path)).read())
+    with pytest.raises(DataError, match=message):
+        folder_entry(str(tmp_path)).identity(lambda done, total: None)
+
+
 def numbered(rows: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     images = rows.astype(np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     return {"train": (images, rows)}
@@ -87,6 +98,17 @@ def test_equal_images_stay_on_the_same_side():
     for example in with_held_out(of_arrays(numbered(rows))).read():
         sides.setdefault(example.content[0, 0].item(), set()).add(example.table)  # type: ignore[union-attr]
     assert {len(tables) for tables in sides.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("copies", "least"),
+    [([19, 1], 1), ([1, 19], 1), ([10, 10], 10), ([2, 1], 1), ([1, 1], 1), ([9, 9, 2], 2), ([12, 3, 3, 2], 2)],
+)
+def test_copies_are_never_more_than_half_of_what_is_held_out(copies: list[int], least: int):
+    rows = np.repeat(np.arange(len(copies)), copies)
+    for shift in range(8):  # other contents, in another order of hashes
+        tables = [e.table for e in with_held_out(of_arrays(numbered(rows + 10 * shift))).read()]
+        assert least <= tables.count("test") <= len(rows) / 2
 
 
 def test_what_has_a_held_out_part_keeps_it():

@@ -152,6 +152,20 @@ def test_a_domain_of_which_nothing_is_left(tmp_path: Path):
         run(tmp_path / "in", tmp_path / "out", resolution=8)
 
 
+def test_a_table_without_images_is_named(tmp_path: Path):
+    images = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    examples = of_arrays({"train": (images, None), "test": (images[:0], None)})
+    with pytest.raises(DataError, match="digits has no usable images for 'test'; add some"):
+        preprocess(find("digits"), examples, tmp_path, name="set", resolution=8)
+
+
+def test_a_folder_of_copies_is_split(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        Image.new("RGB", (8, 8), (255 * (i == 7), 0, 0)).save(tmp_path / "in" / f"{i}.png")
+    assert run(tmp_path / "in", tmp_path / "out", resolution=8).manifest.rows == {"train": 19, "test": 1}
+
+
 def test_images_without_a_label_in_a_labelled_set_are_set_aside(tmp_path: Path):
     entry = find("digits")
     with entry.examples(lambda done, total: None) as examples:

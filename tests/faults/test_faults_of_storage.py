@@ -122,3 +122,13 @@ def test_a_full_disk_on_a_node(
 
     filler.unlink()
     open_dataset(spec.dataset_name, digest)
+
+
+def test_a_full_disk_below_the_stack_is_one_sentence(small_disk: Path):
+    (small_disk / "filler").write_bytes(bytes(1020 << 10))
+    environment = {**os.environ, "GENMODELS_HOME": str(small_disk / "home")}
+    up = [sys.executable, "-m", "genmodels", "up"]
+    done = subprocess.run(up, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 77
+    assert "genmodels: A disk is full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,8 +1,9 @@
 """Steps as Ray jobs, on a real Ray cluster."""
 
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from fault_proxy import FaultProxy
 from PIL import Image
 
+from genmodels.data.catalogue import find
+from genmodels.data.manifest import Manifest
+from genmodels.data.preprocess import preprocess
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
 from genmodels.settings import Settings, settings
 from genmodels.spec import PrepareReport, RegisterReport, RunSpec
@@ -47,6 +51,75 @@ def test_a_jobs_address_is_where_browsers_find_it(stack: Settings, pictures: Run
     monkeypatch.setattr(settings(), "ray_pages_url", "https://ray.example/")
     assert job.url == f"https://ray.example/#/jobs/{job.id}"
     assert job.cluster.url == stack.ray_address
+
+
+def test_a_job_asks_the_mirror_of_whoever_started_it(stack: Settings, configure: Callable[..., None], tmp_path: Path):
+    """Which the cluster, that was started before, knows nothing of."""
+    configure(mirror=tmp_path.as_uri())
+    job = attach_or_submit("prepare", resolve("progressive_gan", "utkface", overrides=["resolution=16"]), links={})
+    with pytest.raises(DataError, match=re.escape(f"is not at {tmp_path.as_uri()}/utkface/")):
+        lines_of(job)
+
+
+def test_a_fault_of_the_program_is_told_at_once_and_not_retried(stack: Settings):
+    """A batch of one, which has no variance to normalise by: torch says so in a ValueError."""
+    spec = resolve("infogan", "digits", overrides=["batch_images=1"])
+    spec = spec.with_dataset(prepare(spec).dataset_digest)
+    job = attach_or_submit("train", spec, links={})
+    with pytest.raises(GenmodelsError, match="ValueError: Expected more than 1 value per channel") as caught:
+        lines_of(job)
+    assert not caught.value.transient
+    assert caught.value.where.startswith("worker 0 of 1")
+    assert latest_job("train", spec) is not None
+    assert job.cluster.log(job.id).count("Expected more than 1 value per channel") < 12, "GROUP_RESTARTS would be more"
+
+
+IN_TASKS_OF_RAY = """
+import sys
+from pathlib import Path
+from genmodels.data import preprocess
+from genmodels.data.catalogue import find
+from genmodels.errors import DataError
+
+def fails(contents, **how):
+    raise DataError("These images are of another world.")
+
+preprocess.FEW_EXAMPLES = 0
+folder, out, *failing = sys.argv[1:]
+if failing:
+    preprocess.levels = fails
+entry = find(f"folder:{folder}")
+with entry.examples(lambda done, total: None) as examples:
+    done = preprocess.preprocess(entry, examples, Path(out), name="set", resolution=8, ray=True)
+(Path(out) / "manifest.json").write_text(done.manifest.model_dump_json())
+"""
+
+
+def test_tasks_of_ray_write_the_same_bytes_and_set_the_same_aside(stack: Settings, pictures: RunSpec, tmp_path: Path):
+    folder = tmp_path / "pictures"
+    for index, pixels in enumerate(np.random.default_rng(1).integers(0, 256, (16, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"more {index}.png")
+    (folder / "corrupt.png").write_bytes(b"no image")
+    Image.new("L", (8, 4)).save(folder / "small.png")
+    script = tmp_path / "in_tasks.py"
+    script.write_text(IN_TASKS_OF_RAY)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for out in (here, there):
+        out.mkdir()
+    lines_of(job_running(f"python {script} {folder} {there}", pictures))
+    entry = find(pictures.dataset)
+    with entry.examples(lambda done, total: None) as examples:
+        manifest = preprocess(entry, examples, here, name="set", resolution=8).manifest
+    assert Manifest.model_validate_json((there / "manifest.json").read_text()) == manifest
+    assert sorted(manifest.set_aside.values()) == [1, 1]
+    assert [path.read_bytes() for path in sorted(there.rglob("*.npy"))] == [
+        path.read_bytes() for path in sorted(here.rglob("*.npy"))
+    ]
+
+    failing = job_running(f"python {script} {folder} {there} failing", pictures, attempt=2)
+    with pytest.raises(GenmodelsError, match=r"another world"):
+        lines_of(failing)
+    assert "was lost" not in failing.cluster.log(failing.id)
 
 
 def test_two_submitters_at_once_have_one_job(stack: Settings, pictures: RunSpec):
@@ -180,3 +253,15 @@ def test_a_wrong_token_is_refused_in_one_sentence(stack: Settings):
     with pytest.raises(AccessError, match="GENMODELS_RAY_TOKEN_PATH"):
         cluster.info("any")
     assert time.monotonic() - started < 30, "a refusal is no reason to try again"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_token_that_cannot_be_read_is_refused_in_one_sentence(
+    configure: Callable[..., None], tmp_path: Path, content: bytes | None
+):
+    path = tmp_path / "ray.token"
+    if content:
+        path.write_bytes(content)
+    configure(ray_token_path=str(path))
+    with pytest.raises(AccessError, match=f"cannot be read from the file {path}; check GENMODELS_RAY_TOKEN_PATH"):
+        RayJobs()
