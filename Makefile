@@ -35,7 +35,7 @@ lint: $(INSTALLED) ## style, types, and which module may import which
 	@echo "types" && $(BIN)/basedpyright
 	@echo "imports" && $(BIN)/lint-imports
 
-bench: $(INSTALLED) ## time both models at the sizes that their speed is judged by
+bench: $(INSTALLED) ## time Progressive GAN and CycleGAN at the sizes that their speed is judged by
 	@$(BIN)/genmodels bench progressive_gan --resolution 64 --batch-size 16 --threads 2 \
 	    --set fmap_base=2048 --set fmap_max=128 --set latent=128
 	@$(BIN)/genmodels bench cyclegan --resolution 128 --batch-size 1 --threads 2 --set residual_blocks=9

@@ -36,7 +36,8 @@ def kept(pictures: Mapping[str, str], model_uri: str) -> list[Path]:
 
 
 def translated(model_uri: str, source: Path, to: str) -> dict[str, np.ndarray]:
-    """The image at `source`, or all images of that folder, in the domain `to`, each (H, W, C) uint8, by file stem.
+    """The image at `source`, or all images of that folder, in the domain `to`, each (H, W, C) uint8, by file stem,
+    or all by their whole file names if two share a stem.
 
     Raises:
         SpecError: for an unknown address, or a model that does not translate to `to`; no image is read then.
@@ -47,7 +48,9 @@ def translated(model_uri: str, source: Path, to: str) -> dict[str, np.ndarray]:
     if not paths:
         raise DataError(f"The folder {source} is empty; it should hold the images to translate.")
     images = np.stack([_read(path, model.facts["resolution"], model.facts["channels"]) for path in paths])
-    return dict(zip([path.stem for path in paths], model.translate(images, to), strict=True))
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [path.name for path in paths]
+    return dict(zip(names, model.translate(images, to), strict=True))
 
 
 def _read(path: Path, resolution: int, channels: int) -> np.ndarray:

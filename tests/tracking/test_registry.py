@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from genmodels.errors import DataError, SpecError
 from genmodels.evaluation.classifier import Classifier
+from genmodels.evaluation.pictures import grid
 from genmodels.pictures import translated
 from genmodels.settings import Settings, settings
 from genmodels.steps.register import register
@@ -105,6 +107,10 @@ def test_a_translator_is_called_with_images_and_a_domain(tracking: Settings, els
     by_name = translated(report.model_uri, folder, "a")
     assert list(by_name) == ["one", "three", "two"]
     assert np.array_equal(there, np.stack(list(by_name.values())))
+    Image.fromarray(images[0]).save(folder / "one.bmp")
+    by_name = translated(report.model_uri, folder, "a")
+    assert list(by_name) == ["one.bmp", "one.png", "three.png", "two.png"], "two share a stem"
+    assert np.array_equal(there[[0, 0, 1, 2]], np.stack(list(by_name.values())))
     (folder / "zero.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"zero\.png cannot be used"):
         translated(report.model_uri, folder, "a")
@@ -125,6 +131,19 @@ def test_samples_depend_on_the_seed_alone(tracking: Settings):
         sample(uri, 1, labels=[1])
     with pytest.raises(SpecError, match="cannot translate"):
         translator(uri, "b")
+
+
+def test_the_command_draws_the_classes_that_it_is_told_in_turn(tracking: Settings, tmp_path: Path):
+    uri = register(finished_run("conditional_gan", "digits", seed=205)).model_uri
+    command = [sys.executable, "-m", "genmodels", "sample", uri, "-n", "9", "--seed", "5"]
+    wanted = ["--label", "3", "--label", "7", "--out", str(tmp_path / "grid.png")]
+    subprocess.run([*command, *wanted], check=True, capture_output=True)
+    with Image.open(tmp_path / "grid.png") as picture:
+        drawn = np.asarray(picture)
+    assert np.array_equal(drawn, grid(sample(uri, 9, seed=5, labels=[3, 7, 3, 7, 3, 7, 3, 7, 3]), columns=3)[..., 0])
+    refused = subprocess.run([*command, "--label", "10"], check=False, capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "from 0 to 9" in refused.stderr
 
 
 def test_what_defines_no_distribution_is_registered_but_not_sampled(
