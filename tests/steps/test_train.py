@@ -15,6 +15,7 @@ from genmodels.steps.jobs import attach_or_submit
 from genmodels.steps.prepare import prepare
 from genmodels.steps.reports import folder, load_report, read_failure, read_progress, save_failure
 from genmodels.steps.resolve import resolve
+from genmodels.steps.train import train
 from genmodels.storage.objects import store
 
 BUDGET = ["fade_images=1000", "stable_images=1000", "final_images=3000", "fmap_max=32", "training.checkpoint_seconds=1"]
@@ -89,6 +90,14 @@ def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     report = followed(spec)
     assert report.weights_digest == quiet.weights_digest
     assert report.restarts == 1
+
+
+def test_other_images_are_shown_where_classes_are_to_be_balanced(stack: Settings):
+    digests = list[str]()
+    for balanced in ("false", "true"):
+        asked = resolve("gan", "digits", overrides=["images=640", f"training.balanced_classes={balanced}"])
+        digests.append(train(asked.with_dataset(prepare(asked).dataset_digest)).weights_digest)
+    assert digests[0] != digests[1], "with all else as it was, the seed and so the order of draws"
 
 
 def test_trainings_go_on_beside_each_other_while_there_is_room_and_wait_where_there_is_none(stack: Settings):

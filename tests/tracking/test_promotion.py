@@ -59,11 +59,11 @@ def test_the_first_one_is_champion():
         ({"guard.low_diversity": "inf"}, "its images differ inf times less from each other than real ones"),
         (
             {"guard.lost_classes": "9.8"},
-            "the classes of its images have 9.8 times less entropy than those of real ones",
+            "the classes of its images have 9.8 nats less entropy than those of real ones",
         ),
         (
             {"guard.mode_collapse": "1.1", "guard.lost_classes": "nan"},
-            "the classes of its images have nan times less entropy",
+            "the classes of its images have nan nats less entropy",
         ),
     ],
 )
