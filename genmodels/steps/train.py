@@ -110,7 +110,7 @@ def _told(error: Exception) -> GenmodelsError | None:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return SpecError("The GPU has too little memory; raise training.accumulation, or take a smaller model.")
-    if isinstance(error, OSError | DistError) or "gloo" in str(error):
+    if isinstance(error, OSError | DistError | torch.AcceleratorError) or "gloo" in str(error):
         return None
     what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return GenmodelsError(f"A fault of the program or of its settings: {what}; its traceback is in the worker's log.")

@@ -6,16 +6,18 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+import torch
+from torch.distributed import DistBackendError
 from waiting import wait_for
 
-from genmodels.errors import UnavailableError
+from genmodels.errors import SpecError, UnavailableError
 from genmodels.settings import Settings
 from genmodels.spec import RunSpec, TrainReport
 from genmodels.steps.jobs import attach_or_submit
 from genmodels.steps.prepare import prepare
 from genmodels.steps.reports import folder, load_report, read_failure, read_progress, save_failure
 from genmodels.steps.resolve import resolve
-from genmodels.steps.train import train
+from genmodels.steps.train import _told, train
 from genmodels.storage.objects import store
 
 BUDGET = ["fade_images=1000", "stable_images=1000", "final_images=3000", "fmap_max=32", "training.checkpoint_seconds=1"]
@@ -90,6 +92,21 @@ def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     report = followed(spec)
     assert report.weights_digest == quiet.weights_digest
     assert report.restarts == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("by peer"),
+        DistBackendError("NCCL communicator was aborted"),
+        RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
+        torch.AcceleratorError("CUDA error: unspecified launch failure", 719),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_next_start_of_the_workers_may_mend_ends_nothing(error: Exception):
+    assert _told(error) is None
+    assert isinstance(_told(torch.OutOfMemoryError("CUDA out of memory")), SpecError)
 
 
 def test_other_images_are_shown_where_classes_are_to_be_balanced(stack: Settings):
