@@ -12,7 +12,7 @@ import psutil
 from prefect import Flow, flow, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import CancelledRun, UnfinishedRun
+from prefect.exceptions import CancelledRun, FailedRun, MissingResult, UnfinishedRun
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
@@ -177,6 +177,8 @@ def retrain(
         },
         pictures=evaluated.pictures,
     )
+    if watch:
+        watch.outcome = outcome
     return Completed(message=decision.reason, data=outcome)
 
 
@@ -227,6 +229,10 @@ def retrain_now(
                 raise GenmodelsError(
                     "The run was cancelled in Prefect; start it again to go on from where it was."
                 ) from None
+            except MissingResult:  # Prefect took the last state, but its answer was lost, and the next is bare
+                outcome = display.outcome
+            except FailedRun as error:  # the same of a run that failed
+                raise GenmodelsError(str(error)) from None
         finally:
             steps.watcher.reset(token)
     assert isinstance(outcome, Outcome)

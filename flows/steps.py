@@ -51,7 +51,9 @@ LOG_LINES, LOG_SECONDS = 20, 10.0
 
 
 class Watcher(Protocol):
-    """Who else is told how the steps go: the terminal of `genmodels retrain`."""
+    """Who else is told how the steps go, and what they come to: the terminal of `genmodels retrain`."""
+
+    outcome: Record | None
 
     def show(self, step: str, progress: Progress | None) -> None: ...
     def finished(self, step: str, text: str) -> None: ...

@@ -57,6 +57,7 @@ class StepDisplay:
 
     def __init__(self) -> None:
         self.console = errors
+        self.outcome: Record | None = None
         self._bars = Bars(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description:<9}"),

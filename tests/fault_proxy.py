@@ -24,17 +24,20 @@ class FaultProxy:
         busy, reset: shares of HTTP requests that meet a 503, or a TCP reset, in the server's place.
         requests, faults: how many HTTP requests came, and how many of them met such an end.
         unanswered: first lines of the requests that wait for the first block of their answer.
+        loses: the answer to the next request in which this is found gets lost, and its connection ends.
     """
 
     def __init__(self, target: str = "", *, host: str = "127.0.0.1", seed: int = 0):
         self.target = target
         self.latency = self.busy = self.reset = 0.0
         self.requests = self.faults = 0
+        self.loses: re.Pattern[bytes] | None = None
         self._random = random.Random(seed)
         self._up, self._flowing = threading.Event(), threading.Event()
         self._up.set()
         self._flowing.set()
         self._unanswered: dict[socket.socket, str] = {}
+        self._lost: set[socket.socket] = set()
         self._ends: set[socket.socket] = set()
         self._listener = socket.create_server((host, 0), backlog=128)
         self.netloc = f"{host}:{self._listener.getsockname()[1]}"
@@ -106,6 +109,7 @@ class FaultProxy:
         answers.join()
         self._ends -= {near, far}
         self._unanswered.pop(near, None)
+        self._lost.discard(near)
         near.close()
         far.close()
 
@@ -120,6 +124,10 @@ class FaultProxy:
                         self.faults += 1
                         self._fail(near, busy=fate < self.busy)
                         break
+                if self.loses and self.loses.search(data):
+                    self.loses = None
+                    self.faults += 1
+                    self._lost.add(near)
                 self._delay()
                 far.sendall(data)
         with suppress(OSError):
@@ -129,6 +137,8 @@ class FaultProxy:
         with suppress(OSError):
             while data := far.recv(BLOCK):
                 self._delay()
+                if near in self._lost:
+                    break
                 if not data.startswith(b"HTTP/1.1 100 "):
                     self._unanswered.pop(near, None)
                 near.sendall(data)

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,12 @@ def test_away_is_reset_at_once_for_old_and_new_connections(line: FaultProxy):
         assert connection.sock.recv(1) == b"", "the connection that stood has ended"
         assert said(line) == "reset"
     assert said(line) == "echo"
+
+
+def test_an_answer_is_lost_once_by_what_was_asked(line: FaultProxy):
+    line.loses = re.compile(b"o.d")
+    assert [said(line, body) for body in (b"new", b"old", b"old")] == ["echo", "closed", "echo"]
+    assert line.faults == 1
 
 
 def test_a_mute_line_passes_everything_on_afterwards(line: FaultProxy):

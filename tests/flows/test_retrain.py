@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from fault_proxy import FaultProxy
 from playwright.sync_api import Page, expect
 from waiting import wait_for
 
@@ -177,6 +180,26 @@ def test_what_is_done_is_not_done_again_and_what_is_gone_is(stack: Settings, out
     assert states(stack, flow_run_id(repaired))["train progressive_gan"] == "Cached"
     assert repaired["metrics"] == outcome["metrics"]
     assert store().read(outcome["pictures"]["samples"])
+
+
+def test_a_lost_answer_to_the_last_word_of_a_run_loses_nothing(
+    stack: Settings, outcome: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Prefect has taken the run's last state then; asked again it says so, but not what the run came to."""
+    line = FaultProxy(stack.prefect_api_url)
+    monkeypatch.setenv("GENMODELS_PREFECT_API_URL", line.url)
+    line.loses = re.compile(rb'"type":\s*"COMPLETED"')
+    again = ended(started("--workers", "2", overrides=TINY))
+    assert (line.faults, again["model_uri"]) == (1, outcome["model_uri"])
+
+    line.loses = re.compile(rb'"type":\s*"FAILED"')
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "genmodels", "retrain", "progressive_gan", "--dataset", f"folder:{tmp_path}"]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (line.faults, failed.returncode) == (2, 1)
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("genmodels: prepare folder:")
+    line.close()
 
 
 def test_nothing_secret_is_in_prefect(stack: Settings, outcome: dict[str, Any]):
