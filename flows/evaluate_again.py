@@ -10,16 +10,17 @@ from prefect.states import Completed, Failed
 from flows import steps
 from flows.artifacts import models_side_by_side
 from genmodels.errors import GenmodelsError
-from genmodels.spec import EvaluationReport, RunSpec
+from genmodels.spec import EvaluationReport, PrepareReport, RunSpec
 from genmodels.steps.register import score_tags, tell_scores
+from genmodels.steps.reports import load_report
 from genmodels.tracking.promotion import evaluation_of, spec_of
 from genmodels.tracking.registry import ModelVersion, Registry
 
 
 @flow(name="evaluate-again", persist_result=False, on_cancellation=[steps.stop_jobs], on_crashed=[steps.stop_jobs])
 def evaluate_again(registered_model: str | None = None) -> State:
-    """Judge every registered version by today's protocol. Those that were judged by it already are left as they are; no
-    version becomes champion by this alone.
+    """Judge every registered version by today's protocol, on the held-out images of its data set as it is now. Those
+    that were judged so already are left as they are; no version becomes champion by this alone.
 
     Args:
         registered_model: Its name, such as progressive_gan.digits; all registered models unless given.
@@ -29,7 +30,7 @@ def evaluate_again(registered_model: str | None = None) -> State:
         if registered_model:
             registry.aliases(registered_model)  # raises for one that is unknown, of which there would be no version
         versions = registry.versions(registered_model or "")
-        known = [(version, spec) for version in versions if (spec := spec_of(version))]
+        known = [(version, _on_present_data(spec)) for version in versions if (spec := spec_of(version))]
         rows = [_row(version, spec, registry) for version, spec in known]
     except GenmodelsError as error:
         return Failed(message=str(error), data=error)
@@ -42,6 +43,12 @@ def evaluate_again(registered_model: str | None = None) -> State:
         return Failed(message=f"{len(failed)} of {len(rows)} versions could not be judged: {', '.join(failed)}.")
     changed = sum(row["result"] == "judged again" for row in rows)
     return Completed(message=f"{changed} of {len(rows)} registered versions were judged again.")
+
+
+def _on_present_data(spec: RunSpec) -> RunSpec:
+    """The same, judged on what its data set was last found to be."""
+    prepared = load_report("prepare", spec, PrepareReport)
+    return spec.model_copy(update={"judged_on": prepared.dataset_digest}) if prepared else spec
 
 
 def _row(version: ModelVersion, spec: RunSpec, registry: Registry) -> dict[str, str]:

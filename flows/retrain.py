@@ -41,6 +41,7 @@ from genmodels.spec import (
 from genmodels.steps.jobs import latest_job
 from genmodels.steps.resolve import resolve
 from genmodels.terminal import StepDisplay
+from genmodels.tracking.promotion import rematch
 from genmodels.tracking.registry import Registry
 from genmodels.tracking.runs import run_page
 
@@ -126,10 +127,10 @@ def retrain(
     def done(step: Task[..., Any], spec: RunSpec, *inputs: Any) -> Any:
         started = time.monotonic()
         state = step(spec, *inputs, return_state=True, wait_for=states[-1:])
-        states.append(state)
         seconds[step.name] = round(time.monotonic() - started, 2)
         if not state.is_completed():
             raise _Ended(state)
+        states.append(state)
         if watch:
             watch.finished(step.name, "done before" if state.name == "Cached" else f"{seconds[step.name]:.1f} s")
         return state.result()
@@ -147,6 +148,18 @@ def retrain(
         trained: TrainReport = done(steps.train, spec)
         evaluated: EvaluationReport = done(steps.evaluate, spec)
         registered: RegisterReport = done(steps.register, spec)
+        if rival := rematch(spec):
+            champion, judged_alike = rival
+            try:
+                scores = done(steps.evaluate_again, judged_alike)
+            except _Ended as ended:
+                error = ended.state.result(raise_on_failure=False)
+                if ended.state.is_cancelled() or getattr(error, "transient", False):
+                    raise  # else it never can be judged so, and the gate says that no number decides
+            else:
+                from genmodels.steps.register import tell_scores  # brings MLflow, a second of every start
+
+                tell_scores(judged_alike, champion, scores)
         if promotion == "automatic":
             decision: Promotion = done(steps.promote, spec)
         else:

@@ -167,6 +167,9 @@ class RunSpec(Record):
     dataset_digest: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="set once the data are prepared; it names folders"
     )
+    judged_on: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="digest of the data that judge it, if not its own"
+    )
 
     @property
     def dataset_name(self) -> str:

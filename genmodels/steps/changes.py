@@ -3,8 +3,8 @@
 from genmodels.spec import RunSpec
 from genmodels.steps.prepare import prepared
 from genmodels.steps.reports import load_registered
-from genmodels.tracking.comparison import leaves
 from genmodels.tracking.promotion import spec_of
+from genmodels.tracking.protocol import leaves
 from genmodels.tracking.registry import ModelVersion, Registry
 
 

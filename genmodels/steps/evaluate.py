@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from genmodels.data.manifest import open_dataset
-from genmodels.errors import GenmodelsError, UnavailableError
+from genmodels.data.manifest import Manifest, open_dataset
+from genmodels.errors import GenmodelsError, SpecError, UnavailableError
 from genmodels.evaluation import reals
 from genmodels.evaluation.bootstrap import REPLICATES, Estimate
 from genmodels.evaluation.extractors import extractors_of
@@ -40,7 +40,8 @@ class Anchors(Record):
 
 
 def evaluate(spec: RunSpec, *, ray: bool = False) -> EvaluationReport:
-    """Judges the trained model of a spec; the report there is, if it was made by the same protocol, is returned.
+    """Judges the trained model of a spec; the report there is, if it was made by the same protocol, is returned. A
+    later one takes its place, also where the spec has it judged on other data than it learnt from.
 
     With `ray` this is the process of a Ray job, and where there is much to do each part is a task of its own in the
     cluster, on a GPU if it has any.
@@ -99,7 +100,9 @@ class Evaluation:
 
     def __init__(self, spec: RunSpec, train_classifier: Callable[[int, int], None] = lambda done, total: None):
         self.spec = spec
-        self.manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+        self.manifest, dataset = open_dataset(spec.dataset_name, spec.judged_on or str(spec.dataset_digest))
+        if spec.judged_on:
+            _check_alike(self.manifest, spec)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         extractors, without = extractors_of(self.manifest, dataset, self.device, train_classifier)
         self.model = load_trained(spec).to(self.device)
@@ -163,6 +166,17 @@ class Evaluation:
 
     def _anchors_key(self, place: int) -> str:
         return f"evaluations/{digest(self.protocol(place))}.json"
+
+
+def _check_alike(manifest: Manifest, spec: RunSpec) -> None:
+    """Raises SpecError if a model knows nothing of data that shall judge it."""
+    own, _ = open_dataset(spec.dataset_name, str(spec.dataset_digest))
+    for what in ("resolution", "channels", "class_names"):
+        if getattr(own, what) != getattr(manifest, what):
+            raise SpecError(
+                f"The run {spec.run_key[:8]} of {spec.model} cannot be judged on {spec.dataset} as it is now, whose "
+                f"{what.replace('_', ' ')} changed; train it again."
+            )
 
 
 def _measured_by_tasks(spec: RunSpec, parts: Sequence[Part], total: int) -> dict[Part, Measured]:

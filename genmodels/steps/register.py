@@ -18,8 +18,8 @@ from genmodels.steps.reports import folder, load_registered, load_report, report
 from genmodels.steps.train import load_trained
 from genmodels.storage.objects import store
 from genmodels.tracking import packaging
-from genmodels.tracking.comparison import contradictions
 from genmodels.tracking.promotion import evaluation_of, spec_of
+from genmodels.tracking.protocol import contradictions
 from genmodels.tracking.registry import ModelVersion, Registry, register_extractor
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, find_run, open_run, queue_folder, queue_prefix

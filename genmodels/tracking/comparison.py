@@ -14,20 +14,11 @@ from genmodels.settings import settings
 from genmodels.spec import EvaluationReport, Metric, Record, RunSpec, TrainReport, name_of_dataset
 from genmodels.storage.objects import store
 from genmodels.tracking.promotion import evaluation_of, gain_and_noise
+from genmodels.tracking.protocol import AXES, Axis, axis_of, conditions, contradictions, leaves
 from genmodels.tracking.registry import ModelVersion, Registry
 from genmodels.tracking.rest import MissingEntity
 
-Axis = Literal["generation", "representation", "density"]
-AXES: tuple[Axis, ...] = ("generation", "representation", "density")
-AXIS_OF: dict[Axis, re.Pattern[str]] = {  # whatever else is measured is of what a model makes
-    "density": re.compile(r"bits_per_dim|nats|iwae|elbo"),
-    "representation": re.compile(
-        r"reconstruction|linear_probe|nearest_neighbour_accuracy|prior_mmd|perceptual_path|active_units|cluster_accuracy"
-        r"|mig|dci|sap|factor_?vae|disentanglement|completeness|informativeness|modularity"
-    ),
-}
 BASELINE = re.compile(r"(\w+?)_(?:of_(independent_pixels|pixels)|(untranslated))")  # scores that take no model
-OF_THE_MODEL = re.compile(r"task|density\..*")  # entries of a protocol that say what a model can do
 
 
 class Contender(Record):
@@ -242,7 +233,7 @@ def _by_column(report: EvaluationReport) -> dict[str, Metric]:
 def _column_of(name: str, report: EvaluationReport) -> str:
     """A likelihood of 2 levels is none of 256, and one that was told the label is none that was not, so these settings
     stand in the name of a likelihood's column."""
-    if _axis_of(name) != "density":
+    if axis_of(name) != "density":
         return name
     told = report.protocol.get("density", {}).get("given") == "label"
     return f"{name}{_levels(report)}{', given the label' if told else ''}"
@@ -251,13 +242,6 @@ def _column_of(name: str, report: EvaluationReport) -> str:
 def _levels(report: EvaluationReport) -> str:
     settings = report.protocol.get("density", {})
     return f", {settings['levels']} levels" if "levels" in settings else ""
-
-
-def _axis_of(name: str) -> Axis:
-    for axis, pattern in AXIS_OF.items():
-        if pattern.match(name):
-            return axis
-    return "generation"
 
 
 def _judged_alike(entered: Sequence[Entry]) -> list[list[Entry]]:
@@ -271,27 +255,6 @@ def _judged_alike(entered: Sequence[Entry]) -> list[list[Entry]]:
         else:
             groups.append([(contender, report)])
     return sorted(groups, key=len, reverse=True)
-
-
-def contradictions(ours: EvaluationReport, theirs: EvaluationReport) -> list[str]:
-    """The entries of both protocols that differ. What only one of them has belongs to a metric that the other lacks,
-    and so does a yes or no: whether a model has a prior, say, or knows classes."""
-    one, other = _conditions(ours), _conditions(theirs)
-    return sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
-
-
-def _conditions(report: EvaluationReport) -> dict[str, Any]:
-    """What a protocol says that is not of the model."""
-    flat = leaves(report.protocol)
-    return {key: value for key, value in flat.items() if not OF_THE_MODEL.match(key) and not isinstance(value, bool)}
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values flat, under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _why_apart(group: Sequence[Entry], first: Sequence[Entry]) -> str:
@@ -323,7 +286,7 @@ def _leaderboard(entered: Sequence[Entry], why_apart: str) -> Leaderboard:
     columns.sort(key=lambda column: (AXES.index(column.axis), -len(column.places)))
     board = Leaderboard(
         why_apart=why_apart,
-        protocol={key: value for _, report in entered for key, value in _conditions(report).items()},
+        protocol={key: value for _, report in entered for key, value in conditions(report).items()},
         columns=columns,
         contenders=[contender for contender, _ in entered],
     )
@@ -335,7 +298,7 @@ def _column(name: str, metrics: Mapping[str, Metric], baselines: Mapping[str, di
     any_metric = next(iter(metrics.values()))
     return Column(
         name=name,
-        axis=_axis_of(any_metric.name),
+        axis=axis_of(any_metric.name),
         better=any_metric.better,
         floor=next((metric.floor for metric in metrics.values() if metric.floor is not None), None),
         baselines=baselines.get(name, {}),

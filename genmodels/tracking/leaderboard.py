@@ -17,8 +17,9 @@ from genmodels.settings import settings
 from genmodels.spec import Metric, digest
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.chart import chart
-from genmodels.tracking.comparison import AXES, Axis, Column, Comparison, Contender, Leaderboard, best_first
+from genmodels.tracking.comparison import Column, Comparison, Contender, Leaderboard, best_first
 from genmodels.tracking.lease import lease
+from genmodels.tracking.protocol import AXES, Axis
 from genmodels.tracking.rest import TrackingServer
 from genmodels.tracking.runs import MetricsQueue, log_metrics, run_page, set_tags, the_one_run
 

@@ -1,14 +1,14 @@
 """Which version of a registered model is its champion: the rule, and the change of aliases."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from genmodels.errors import SpecError
 from genmodels.spec import Answer, EvaluationReport, Metric, Promotion, RunSpec
 from genmodels.storage.objects import MissingObject, store
 from genmodels.tracking.lease import lease
+from genmodels.tracking.protocol import incomparable
 from genmodels.tracking.registry import ModelVersion, Registry
 
 COLLAPSED = {  # by guard of training: from which value on nothing outweighs it, whatever the run itself was told
@@ -63,6 +63,23 @@ def promote(spec: RunSpec) -> Promotion:
 def propose(spec: RunSpec) -> Proposal:
     """What there is to decide about the spec's registered version; changes nothing."""
     return _proposal(spec, Registry())
+
+
+def rematch(spec: RunSpec) -> tuple[ModelVersion, RunSpec] | None:
+    """The champion, and the spec by which it is judged as the spec's registered version was, on the same held-out data;
+    None if it was, or if there is nothing to decide or to judge it from.
+
+    The data may have changed since, or the measures. What is held out follows from the images' content, so of what the
+    champion learnt from next to nothing is among them.
+    """
+    proposal = _proposal(spec, Registry())
+    champion, theirs = proposal.champion, proposal.champion_scores
+    if proposal.settled or proposal.has_collapsed or champion is None or proposal.scores is None:
+        return None
+    before = spec_of(champion)
+    if before is None or (theirs and not incomparable(proposal.scores, theirs)):
+        return None
+    return champion, before.model_copy(update={"judged_on": spec.dataset_digest, "evaluation": spec.evaluation})
 
 
 def settle(spec: RunSpec, answer: Answer) -> Promotion:
@@ -200,8 +217,8 @@ def decide(
     champion_scores: EvaluationReport | None,
 ) -> Promotion:
     """The rule. A challenger that has collapsed never becomes champion, whatever its other numbers, and none without a
-    finite primary metric; without a champion any other does; with one it must have been judged by the same protocol
-    on the same data and be better beyond the noise."""
+    finite primary metric; without a champion any other does; with one it must have been judged alike, on the same
+    data, and be better beyond the noise."""
     metric = _primary(scores)
 
     def answer(promoted: bool, reason: str, other: Metric | None = None) -> Promotion:
@@ -227,12 +244,13 @@ def decide(
         return answer(
             False, f"Version {champion.version}, the champion, has no finite primary metric; evaluate it again."
         )
-    differences = _differences(
-        scores.protocol | {"primary": metric.name}, champion_scores.protocol | {"primary": other.name}
-    )
-    if differences:
-        what = " and ".join(differences)
-        return answer(False, f"Judged by another {what} than version {champion.version}; evaluate that again.", other)
+    if differences := incomparable(scores, champion_scores):
+        return answer(
+            False,
+            f"Judged by another {' and '.join(differences)} than version {champion.version}, so no number decides; "
+            "`genmodels promote` does.",
+            other,
+        )
     gain, noise = gain_and_noise(metric, other)
     numbers = f"{metric.name} {metric.with_interval} against {other.with_interval} of version {champion.version}"
     if gain > noise:
@@ -291,9 +309,3 @@ def _primary(scores: EvaluationReport | None) -> Metric | None:
     except KeyError:
         return None
     return metric if metric and metric.is_finite else None
-
-
-def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    return sorted(
-        key for key in ours.keys() | theirs.keys() if json.dumps(ours.get(key)) != json.dumps(theirs.get(key))
-    )

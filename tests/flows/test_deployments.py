@@ -245,7 +245,8 @@ def artifact(stack: Settings, key: str) -> list[dict[str, Any]]:
 
 
 def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stack: Settings, tmp_path: Path):
-    """From the first version, by way of new data, to the second, its rollback and its being judged again."""
+    """From the first version, by way of new data, to the second, its rollback and its being judged again; and to a
+    third, beside which the champion is judged on the new data."""
 
     def watch(*overrides: str) -> State:
         return watch_dataset("progressive_gan", dataset, overrides=[*TINY, *overrides], workers=1, return_state=True)
@@ -299,6 +300,23 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     Registry().set_tags(champion, {f"evaluation.{report.primary}": "as before"})  # cut off before MLflow was told
     assert evaluate_again(name, return_state=True).message == "1 of 2 registered versions were judged again."
     assert Registry().find(f"models:/{name}/2").tags[f"evaluation.{report.primary}"] == told
+
+    on_present_data = load_report("evaluate", first, EvaluationReport)
+    assert on_present_data
+    assert on_present_data.protocol == report.protocol, "of the data that came after it"
+
+    pictures(tmp_path, 140)
+    prepared.cache_clear()
+    third = finished_run("progressive_gan", dataset, *TINY)
+    store().delete([report_key("evaluate", third)])
+    said = str(watch().message)
+    assert "data changed since version 2. Not better beyond the noise: sliced_wasserstein" in said
+    ours, theirs = (load_report("evaluate", spec, EvaluationReport) for spec in (third, first))
+    assert ours
+    assert theirs
+    assert ours.protocol["dataset_digest"] == third.dataset_digest
+    assert theirs.metrics == ours.metrics, "the same weights on the same data, whatever they had learnt from"
+    assert watch().name == "Unchanged"
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(stack: Settings):

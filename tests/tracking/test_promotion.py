@@ -93,8 +93,7 @@ def test_what_the_gate_asks_for_is_what_guards_measure():
         (scores(math.nan, math.nan, math.nan), "no finite primary metric"),
         (scores(1.0, -math.inf, 1.0), "no finite primary metric"),
         (scores(1.0, 0.9, 1.1, primary="kid_classifier"), "no finite primary metric"),
-        (scores(1.0, 0.9, 1.1, protocol={"images": 128}), "another images"),
-        (scores(1.0, 0.9, 1.1, protocol={"images": 256, "resize": "area"}), "another resize"),
+        (scores(1.0, 0.9, 1.1, protocol={"images": 128}), "another images than version 1, so no number decides"),
         (scores(5.0, 4.9, 5.1), "Not better beyond the noise"),
     ],
 )
@@ -102,6 +101,22 @@ def test_what_is_not_comparable_or_not_better_stays_challenger(challenger: Evalu
     decision = decide(version(2), challenger, version(1), scores(5.0, 4.9, 5.1))
     assert not decision.promoted
     assert reason in decision.reason
+
+
+def test_what_only_one_was_asked_for_keeps_no_number_from_deciding():
+    """An unconditional model has no label agreement, which a conditional one of the same name has."""
+    told = scores(1.0, 0.9, 1.1, protocol={"images": 256, "label_agreement": "classes", "codes": {"prior": True}})
+    assert decide(version(2), told, version(1), scores(5.0, 4.9, 5.1, protocol={"images": 256})).promoted
+
+
+def test_a_likelihood_of_other_levels_or_given_the_label_decides_nothing():
+    def of(**density: object) -> EvaluationReport:
+        metric = Metric(name="bits_per_dim", value=float(density["levels"]), low=0, high=9)  # type: ignore[arg-type]
+        return scores(0, 0, 0, primary=metric.name, metrics=[metric], protocol={"density": density})
+
+    for other in (of(levels=256, given="nothing"), of(levels=2, given="label")):
+        decision = decide(version(2), of(levels=2, given="nothing"), version(1), other)
+        assert decision.reason.startswith("Judged by another kind of likelihood than version 1")
 
 
 def registered(seed: int, value: float) -> RunSpec:
