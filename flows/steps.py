@@ -98,7 +98,7 @@ def evaluate(spec: RunSpec) -> State:
 @task(name="evaluate again", task_run_name="evaluate {spec.model} again", **STEP)
 def evaluate_again(spec: RunSpec) -> State:
     """Measure a model that was measured before, if that was by another protocol than today's."""
-    return _run("evaluate", spec, EvaluationReport, publish=metrics_table, again=True)
+    return _run("evaluate", spec, EvaluationReport, again=True)
 
 
 @task(name="register", task_run_name="register {spec.model}", **STEP)
