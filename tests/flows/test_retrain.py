@@ -113,7 +113,8 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     assert outcome["model_uri"] == f"models:/progressive_gan.digits/{outcome['version']}"
     assert "challenger" in outcome["aliases"]
     assert outcome["promotion"]
-    assert set(outcome["seconds"]) == {"prepare", "train", "evaluate", "register", "promote"}
+    of_a_champion = {"evaluate again"}  # there may be one that other tests left, judged otherwise
+    assert set(outcome["seconds"]) - of_a_champion == {"prepare", "train", "evaluate", "register", "promote"}
     assert 0 < outcome["startup_seconds"] < sum(outcome["seconds"].values()) + 60
     primary = outcome["metrics"]["sliced_wasserstein"]
     assert primary["low"] <= primary["value"] <= primary["high"]
