@@ -159,7 +159,10 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
             title="Prefect",
             address=stack.prefect_api_url.removesuffix("/api"),
             health=f"{stack.prefect_api_url}/health",
-            command=[str(tools / "prefect"), "server", "start", "--host", str(stack.bind), "--port", port["prefect"]],
+            command=[
+                *(sys.executable, "-m", "prefect" if "prefect" in databases else "genmodels.stack.prefect_on_sqlite"),
+                *("server", "start", "--host", str(stack.bind), "--port", port["prefect"]),
+            ],
             environment={
                 "PREFECT_HOME": str(home / "prefect"),
                 "PREFECT_API_URL": stack.prefect_api_url,
