@@ -77,7 +77,7 @@ def test_an_untrained_model_is_at_its_ceiling_and_real_data_at_its_floor(s3: Set
     assert report.metric("modes_classifier").note == "of 10, in 180 samples"
     assert report.metric("modes_classifier").value < some(report.metric("modes_classifier").floor) == 10
     for name in ("precision_classifier", "coverage_classifier"):
-        assert report.metric(name).value < 0.3 < 0.6 < some(report.metric(name).floor)
+        assert report.metric(name).high < 0.6 < some(report.metric(name).floor)
     assert report.metric("training_distance_ratio").value > 1.5
     primary, kid = report.metric("sliced_wasserstein"), report.metric("kid_classifier")
     assert primary.value > 3 * some(primary.floor)
