@@ -319,6 +319,29 @@ def test_a_watched_data_set_is_trained_on_again_only_when_something_changed(stac
     assert watch().name == "Unchanged"
 
 
+def test_a_champion_that_cannot_be_judged_on_the_new_data_stays_until_a_person_decides(stack: Settings, tmp_path: Path):
+    """They have classes now, of which it knows nothing."""
+    dataset = f"folder:{tmp_path}"
+    pictures(tmp_path, 120)
+    first = finished_run("progressive_gan", dataset, *TINY, value=0.5)
+    name = f"progressive_gan.{first.dataset_name}"
+    registered(first)
+    promote(f"{name}@1")
+
+    for index, picture in enumerate(sorted(tmp_path.glob("*.png"))):
+        class_folder = tmp_path / f"class-{index % 2}"
+        class_folder.mkdir(exist_ok=True)
+        picture.rename(class_folder / picture.name)
+    prepared.cache_clear()
+    second = finished_run("progressive_gan", dataset, *TINY)
+    store().delete([report_key("evaluate", second)])
+    state = watch_dataset("progressive_gan", dataset, overrides=TINY, workers=1, return_state=True)
+    assert state.is_completed(), state.message
+    assert "so no number decides; `genmodels promote` does." in str(state.message)
+    assert Registry().find(f"models:/{name}@champion").version == 1
+    assert Registry().find(f"models:/{name}@challenger").version == 2
+
+
 def test_what_cannot_be_is_refused_in_one_sentence(stack: Settings):
     missing = promote("progressive_gan.nowhere@1", return_state=True)
     assert missing.is_failed()
