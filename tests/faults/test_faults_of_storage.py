@@ -115,7 +115,7 @@ def test_a_full_disk_on_a_node(
 
     queue = MetricsQueue(lambda: "0" * 32, small_disk / "queue", sample_system=False)
     queue.log({f"loss {i}": 1.0 for i in range(1000)}, 8)
-    queue.image("samples", np.zeros((256, 256, 3), np.uint8), 8)
+    queue.image("samples", np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8), 8)
     assert "Metrics are lost" in caplog.text
     assert "A picture is lost" in caplog.text
     queue.close()

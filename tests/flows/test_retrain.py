@@ -248,7 +248,7 @@ def test_prefects_pages_show_the_run(stack: Settings, outcome: dict[str, Any], p
         expect(page.get_by_text(text, exact=True)).to_be_visible()
 
     open_artifact("promotion")
-    expect(page.get_by_text(outcome["promotion"])).to_be_visible()
+    expect(page.get_by_text(outcome["promotion"]).first).to_be_visible()
 
     for key, address in (("mlflow-run", outcome["addresses"]["mlflow"]), ("train-job", outcome["addresses"]["ray"])):
         open_artifact(key)
