@@ -111,7 +111,7 @@ def _register_classifier(spec: RunSpec) -> None:
 def _traces(run_id: str, server: TrackingServer) -> dict[str, str]:
     """The tags of the run that lead from a version back to what made it: data, code, flow run, Ray job."""
     tags = {tag["key"]: tag["value"] for tag in server.get("runs/get", run_id=run_id)["run"]["data"]["tags"]}
-    names = ("run_key", "dataset_digest", "code_version", "commit", "seed")
+    names = ("run_key", "dataset_digest", "code_version", "commit", "seed", "processor")
     return {key: value for key, value in tags.items() if key in names or value.startswith("http")}
 
 

@@ -3,12 +3,15 @@
 import hashlib
 import io
 import logging
+import platform
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import permutations
+from pathlib import Path
 from socket import gethostname
 from typing import Any
 
@@ -160,7 +163,8 @@ def _work(spec: RunSpec, task: dict[str, Any]) -> None:
 
     engine = Engine(model, batches, training=spec.training, seed=spec.seed, workers=workers)
     checkpoints = Checkpoints(store(), task["folder"], spec.training.keep_checkpoints)
-    watch = Watch(spec, dataset, engine, task["links"]) if workers.rank == 0 else None
+    tags = {**task["links"], "processor": _processor(device)}
+    watch = Watch(spec, dataset, engine, tags) if workers.rank == 0 else None
     try:
         outcome = train_engine(engine, checkpoints, watch)
     except BaseException:
@@ -194,13 +198,24 @@ def _work(spec: RunSpec, task: dict[str, Any]) -> None:
     save_report("train", spec, report)
 
 
+def _processor(device: torch.device) -> str:
+    """Of what kind it is: another kind rounds otherwise, and the same run then ends with other weights."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        facts = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+        return "{model name} (family {cpu family}, model {model}, stepping {stepping})".format(**facts)
+    except (OSError, KeyError):  # not Linux, or not x86
+        return platform.processor() or platform.machine()
+
+
 class Watch:
     """What the first worker tells others: progress for whoever follows, metrics and grids for MLflow.
 
     Nothing here makes training wait for a server: the run is opened and pictures are stored in the background.
     """
 
-    def __init__(self, spec: RunSpec, dataset: Dataset, engine: Engine, links: Mapping[str, str]):
+    def __init__(self, spec: RunSpec, dataset: Dataset, engine: Engine, tags: Mapping[str, str]):
         self.spec, self.losses = spec, dict[str, float]()
         self._dataset = dataset
         self._progress = ProgressWriter(progress_key("train", spec))
@@ -210,7 +225,7 @@ class Watch:
         counts = {
             name: sum(p.numel() for p in network.parameters()) for name, network in engine.model.networks().items()
         }
-        opening = partial(open_run, spec, tags=links, parameters=counts)
+        opening = partial(open_run, spec, tags=tags, parameters=counts)
         self._queue = MetricsQueue(opening, queue_folder(spec), prefix=queue_prefix(spec))
 
     @property

@@ -127,6 +127,11 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     assert tags["run_key"] == outcome["run_key"]
     assert tags["prefect_flow_run"] == outcome["addresses"]["prefect"]
     assert tags["ray_job"] == outcome["addresses"]["ray"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert tags.get("commit", "").removesuffix("-dirty") == head.stdout.strip(), "none where this is no checkout"
+    lscpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    for fact in ("Model name", "CPU family", "Model", "Stepping"):
+        assert re.findall(rf"^{fact}:\s+(.*)", lscpu, re.MULTILINE)[0] in tags["processor"]
     assert outcome["addresses"]["ray"].rpartition("/")[2] in ray_jobs()
     assert prefect(stack, f"flow_runs/{flow_run_id(outcome)}")["name"].startswith("retrain-progressive_gan-digits-2")
 
