@@ -5,14 +5,18 @@ the same ones with `prefect deploy` for the workers of a work pool. Runs that `g
 same deployment as well, because Prefect's pages offer Cancel for no others, but need nobody to take them.
 """
 
+from functools import partial
 from typing import Any, cast
 
 from prefect import Flow, get_client
 from prefect import serve as serve_deployments
+from prefect._internal import observers
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runner import _scheduled_run_poller
 from prefect.schedules import Cron, Schedule
+from prefect.utilities.services import critical_service_loop
 
 from flows import alerts
 from flows.connection import asking_prefect
@@ -22,6 +26,8 @@ from flows.prune import prune
 from flows.retrain import deployed, retrain
 from flows.retrain_all import retrain_all
 from flows.watch_dataset import watch_dataset
+
+UNANSWERED_POLLS = 100_000  # in a row, of ten seconds and more each: weeks
 
 
 def deployments() -> list[RunnerDeployment]:
@@ -59,4 +65,9 @@ def publish_alerts() -> dict[str, alerts.Change]:
 def serve(limit: int) -> None:
     """Publish the deployments and their alerts, and execute their runs, `limit` at once at most, until stopped."""
     publish_alerts()
+    # Three in a row, some minutes without the server, would end Prefect's runner and with it the trainings that go on
+    # below it; no setting says otherwise.
+    patient = partial(critical_service_loop, consecutive=UNANSWERED_POLLS)
+    for module in (_scheduled_run_poller, observers):
+        vars(module)["critical_service_loop"] = patient
     serve_deployments(*deployments(), pause_on_shutdown=False, limit=limit)

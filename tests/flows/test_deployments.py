@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from fault_proxy import FaultProxy
 from finished_run import finished_run, prepared
 from PIL import Image
 from prefect import get_client
@@ -128,6 +130,23 @@ def test_what_people_have_set_survives_that_it_is_published_again(stack: Setting
     assert published() == set_by_people
     with serving():
         assert published() == set_by_people
+    forget()
+
+
+def test_serving_outlasts_an_absence_of_the_server(stack: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Of Prefect's own polls three in a row would have to fail, which takes minutes; here they fail each second."""
+    line = FaultProxy(stack.prefect_api_url)
+    monkeypatch.setenv("GENMODELS_PREFECT_API_URL", line.url)
+    monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    with serving():
+        with line.away():
+            time.sleep(12)
+        deployment = prefect(stack, "deployments/name/promote/promote")["id"]
+        url = f"{stack.prefect_api_url}/deployments/{deployment}/create_flow_run"
+        run = requests.post(url, json={"parameters": {"version": "gan.nowhere@1"}}, timeout=30).json()["id"]
+        wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "FAILED")  # there is no such model
+    line.close()
     forget()
 
 
