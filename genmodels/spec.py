@@ -56,7 +56,7 @@ class GuardSpec(Record, allow_inf_nan=False):
 class GuardsSpec(Record, allow_inf_nan=False):
     """What training is watched for; each guard's threshold is told in `genmodels.training.guards`."""
 
-    look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 40 times a run")
+    look_images: int = Field(default=0, ge=0, description="images shown between two looks; 0 looks 8 to 40 times a run")
     warm_up: float = Field(default=0.25, ge=0, lt=1, description="share of a stage in which guards only measure")
     divergence: GuardSpec = Field(
         default=GuardSpec(action="roll_back", threshold=100.0, looks=1),

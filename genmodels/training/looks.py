@@ -13,8 +13,9 @@ from genmodels.spec import Alarm
 from genmodels.training.engine import Engine, NonFiniteLoss, Position, Totals, means
 from genmodels.training.guards import GUARDS, Divergence, Guard, Look, parts
 
-LOOKS_PER_RUN = 40
+MOST_LOOKS, FEWEST_LOOKS = 40, 8  # in a run
 IMAGES = 256
+IMAGES_BETWEEN = 4 * IMAGES  # shown, or more looks than the fewest would cost much of a short run
 LABELLED_VALUES = 2**22  # of the pixels of the images that tell classes
 
 
@@ -23,7 +24,8 @@ class Guards:
 
     def __init__(self, engine: Engine):
         self._engine, self.spec = engine, engine.training.guards
-        self._every = self.spec.look_images or max(engine.total_images // LOOKS_PER_RUN, 1)
+        total = engine.total_images
+        self._every = self.spec.look_images or max(total // MOST_LOOKS, min(total // FEWEST_LOOKS, IMAGES_BETWEEN), 1)
         self._guards = [guard(getattr(self.spec, guard.name)) for guard in GUARDS]
         self._since: Totals = {}
         self._stage = engine.stage.name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -265,6 +266,18 @@ def test_the_loss_at_the_floor_is_that_of_the_surest_of_several():
     look = Look({"discriminators/certainty_a": -0.2, "discriminators/certainty_b": 0.4, "discriminators/loss": 0.9})
     assert LossAtFloor(SPEC).measure(look) == 0.4
     assert LossAtFloor(SPEC).measure(Look({"critic/loss": 0.9})) is None
+
+
+@pytest.mark.parametrize(("images", "looks"), [(400_000, 40), (24_000, 23), (6_400, 8)])
+def test_short_runs_are_looked_at_less_often(images: int, looks: int):
+    """Forty times, or after each 1,024 images, or eight times."""
+    run = small_engine(0, guards=GuardsSpec(), budget={**BUDGET, "images": images})
+    guards, due = Guards(run), 0
+    while run.position.images < images:
+        before = run.position
+        run.position = replace(before, images=before.images + 4)
+        due += guards.is_due(before)
+    assert due == looks
 
 
 def test_models_without_a_discriminator_are_watched_for_divergence_and_for_their_gradients_alone():
