@@ -140,12 +140,17 @@ def test_serving_outlasts_an_absence_of_the_server(stack: Settings, monkeypatch:
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
     with serving():
+        deployment = prefect(stack, "deployments/name/promote/promote")["id"]
+
+        def is_served() -> None:
+            url = f"{stack.prefect_api_url}/deployments/{deployment}/create_flow_run"
+            run = requests.post(url, json={"parameters": {"version": "gan.nowhere@1"}}, timeout=30).json()["id"]
+            wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "FAILED")  # there is no such model
+
+        is_served()
         with line.away():
             time.sleep(12)
-        deployment = prefect(stack, "deployments/name/promote/promote")["id"]
-        url = f"{stack.prefect_api_url}/deployments/{deployment}/create_flow_run"
-        run = requests.post(url, json={"parameters": {"version": "gan.nowhere@1"}}, timeout=30).json()["id"]
-        wait_for(lambda: prefect(stack, f"flow_runs/{run}")["state"]["type"] == "FAILED")  # there is no such model
+        is_served()
     line.close()
     forget()
 
