@@ -27,6 +27,7 @@ from genmodels.steps.reports import clear_failure, error_of, folder, is_done, re
 from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 3.0
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
 STARTED_BY, BY_HAND = "started_by", "by hand"
 
@@ -171,17 +172,16 @@ class Job:
             environment={"GENMODELS_MIRROR": mirror} if mirror else None,
         )
 
-    def follow(
-        self, *, until_report: bool = False, interval_seconds: float = 1.0, patience_seconds: float = 300.0
-    ) -> Iterator[Update]:
-        """Updates, one each interval, until the job has succeeded; or, `until_report`, until its step has left its
-        report, seconds before Ray has taken down all that belongs to the job.
+    def follow(self, *, until_report: bool = False, patience_seconds: float = 300.0) -> Iterator[Update]:
+        """Updates until the job has succeeded; or, `until_report`, until its step has left its report, seconds before
+        Ray has taken down all that belongs to the job. One each second at first, and less often as time goes on, since
+        each takes the processors from the job where they are the same.
 
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
         own error if it failed, UnavailableError if the job was lost or somebody stopped it.
         """
         tail = _LogTail(self.cluster, self.id)
-        answered = time.monotonic()
+        began = answered = time.monotonic()
         info: JobInfo | None = None
         while not (until_report and self._has_left_report()):
             lines: list[str] = []
@@ -201,7 +201,8 @@ class Job:
                 # Only now, when the job is known: Ray logs the headers, token and all, of a tail it cannot open.
                 lines = tail.lines()
             yield Update(self._progress(), lines)
-            time.sleep(interval_seconds)
+            age = time.monotonic() - began
+            time.sleep(min(max(age / 30, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
         yield Update(self._progress(), tail.close())
         if info and info.status not in {*RUNNING, "SUCCEEDED"}:
             raise self._error(info)

@@ -36,7 +36,7 @@ METRIC_NAME = re.compile(r"(?!images/)[\w\-. /:]{1,250}", re.ASCII)
 IMAGE_NAME = re.compile(r"[\w\-. /]{1,100}", re.ASCII)
 IMAGE_FILE = re.compile(r"(images/[^+]+)\+step\+(\d+)\+timestamp\+\d+\+[^+]+\.png")
 THUMBNAIL_PIXELS = 1024
-DELIVERY_SECONDS = 1.0
+DELIVERY_SECONDS = 5.0
 SYSTEM_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
