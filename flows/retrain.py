@@ -132,8 +132,11 @@ def retrain(
             raise _Ended(state)
         states.append(state)
         if watch:
-            watch.finished(step.name, "done before" if state.name == "Cached" else f"{seconds[step.name]:.1f} s")
+            watch.finished(step.name, "done before" if cached() else f"{seconds[step.name]:.1f} s")
         return state.result()
+
+    def cached() -> bool:
+        return states[-1].name == "Cached"
 
     try:
         question = approval.asked() if promotion == "manual" else None
@@ -146,8 +149,8 @@ def retrain(
             spec = spec.with_dataset(prepared.dataset_digest)
         commands(flow_run.parameters, spec)
         trained: TrainReport = done(steps.train, spec)
-        evaluated: EvaluationReport = done(steps.evaluate, spec)
-        registered: RegisterReport = done(steps.register, spec)
+        evaluated: EvaluationReport = done(steps.evaluate, spec, not cached())
+        registered: RegisterReport = done(steps.register, spec, not cached())
         if rival := rematch(spec):
             champion, judged_alike = rival
             try:

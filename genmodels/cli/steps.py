@@ -1,7 +1,11 @@
 """One step by hand, which is also what Prefect's tasks run as Ray jobs."""
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
     from genmodels.spec import Record, RunSpec
 
 Spec = Annotated[str, typer.Argument(help="Where the spec lies: a path, an s3:// address, or - for standard input.")]
-OnRay = Annotated[bool, typer.Option("--ray", hidden=True, help="This process is a Ray job.")]
+LOADING_DELAY_SECONDS = 60.0  # by then a training is under way
 
 app = typer.Typer()
 PANEL = "One step by hand, in this process: no Prefect, no Ray"
@@ -35,57 +39,99 @@ def spec(
 
 
 @app.command(rich_help_panel=PANEL)
-def prepare(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+def prepare(spec: Spec, as_json: AsJson = False) -> None:
     """Download, check and preprocess the data set of a spec into the object store."""
-    run_step("prepare", read_spec(spec), as_json, ray)
+    by_hand("prepare", spec, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
-def train(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+def train(spec: Spec, as_json: AsJson = False) -> None:
     """Train the model of a spec, or go on from its last checkpoint; `prepare` comes first."""
-    run_step("train", prepared(read_spec(spec)), as_json, ray)
+    by_hand("train", spec, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
-def evaluate(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+def evaluate(spec: Spec, as_json: AsJson = False) -> None:
     """Measure a trained model, with the floor and the ceiling of each number; `train` comes first."""
-    run_step("evaluate", prepared(read_spec(spec)), as_json, ray)
+    by_hand("evaluate", spec, as_json)
 
 
 @app.command(rich_help_panel=PANEL)
-def register(spec: Spec, as_json: AsJson = False, ray: OnRay = False) -> None:
+def register(spec: Spec, as_json: AsJson = False) -> None:
     """Register a trained model in MLflow, with alias challenger; `evaluate` comes first."""
-    run_step("register", prepared(read_spec(spec)), as_json, ray)
+    by_hand("register", spec, as_json)
 
 
-def run_step(name: str, spec: "RunSpec", as_json: bool, ray: bool) -> None:
-    """Run one step. Within a Ray job its failure is left in the object store for whoever follows the job."""
-    from contextlib import nullcontext
-    from importlib import import_module
-
-    from genmodels.steps.costs import metered, tell_mlflow
-    from genmodels.steps.jobs import started_by
-    from genmodels.steps.reports import save_failure
+def by_hand(step: str, address: str, as_json: bool) -> None:
+    """Run one step and show how it goes."""
     from genmodels.terminal import print_report, watching
 
-    step = getattr(import_module(f"genmodels.steps.{name}"), name)
-    # What may be done by several processes has a meter in each.
-    with nullcontext() if name in {"train", "evaluate"} else metered(name, spec, started_by()):
-        if ray:
-            try:
-                report: Record = step(spec) if name == "register" else step(spec, ray=True)
-            except GenmodelsError as error:
-                save_failure(name, spec, error)
-                raise
-        else:
-            with watching(name, spec):
-                report = step(spec)
-    if name != "prepare":  # which belongs to no run
-        tell_mlflow(name, spec)
-    if as_json or ray:
+    spec = spec_of_step(step, address)
+    report = run_step(step, spec, watching=watching(step, spec))
+    if as_json:
         print(report.model_dump_json())
     else:
         print_report(report)
+
+
+@app.command(hidden=True)
+def job(spec: Spec, steps: list[str]) -> None:
+    """Be the process of a Ray job: run steps one after the other."""
+    first, *later = steps
+    with loading(later) if later else nullcontext():
+        as_part_of_job(first, spec)
+    for step in later:
+        as_part_of_job(step, spec)
+
+
+@contextmanager
+def loading(steps: Sequence[str]) -> Iterator[None]:
+    """Imports meanwhile, if it lasts, what later steps need: seconds that would else come after it. Of `torch.export`
+    most is imported only when it is called."""
+    modules = [*(f"genmodels.steps.{step}" for step in steps), "torch._dynamo"]
+    timer = Timer(LOADING_DELAY_SECONDS, lambda: [import_module(module) for module in modules])
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+    timer.join()
+
+
+def as_part_of_job(step: str, address: str) -> None:
+    """Run one step under its heading in the log. A failure is left in the object store for whoever follows it."""
+    from genmodels.steps.jobs import HEADING
+    from genmodels.steps.reports import save_failure
+
+    print(HEADING.format(step), flush=True)
+    spec = spec_of_step(step, address)
+    try:
+        run_step(step, spec, ray=True)
+    except GenmodelsError as error:
+        save_failure(step, spec, error)
+        raise
+
+
+def run_step(
+    step: str, spec: "RunSpec", *, ray: bool = False, watching: AbstractContextManager[object] | None = None
+) -> "Record":
+    """Run one step, account for it, and return its report."""
+    from genmodels.steps.costs import metered, tell_mlflow
+    from genmodels.steps.jobs import started_by
+
+    run = getattr(import_module(f"genmodels.steps.{step}"), step)
+    # What may be done by several processes has a meter in each.
+    meter = nullcontext() if step in {"train", "evaluate"} else metered(step, spec, started_by())
+    with meter, watching or nullcontext():
+        report = run(spec, ray=True) if ray and step != "register" else run(spec)
+    if step != "prepare":  # which belongs to no run
+        tell_mlflow(step, spec)
+    return report
+
+
+def spec_of_step(step: str, address: str) -> "RunSpec":
+    """The spec at an address; for all steps but the first bound to its prepared data."""
+    spec = read_spec(address)
+    return spec if step == "prepare" else prepared(spec)
 
 
 def read_spec(address: str) -> "RunSpec":

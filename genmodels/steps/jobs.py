@@ -1,5 +1,8 @@
 """Steps as Ray jobs: submit one, find it again, follow it, stop it.
 
+A job may go on to the steps that come after its own: a process that has loaded torch and MLflow once, and a place on
+the cluster, serve them all, and each of its steps is followed by itself.
+
 Through the job server's REST API rather than Ray's own client, which sets no time limit on a request and
 imports all of Ray into whoever only watches.
 """
@@ -8,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -27,10 +30,13 @@ from genmodels.steps.reports import clear_failure, error_of, folder, is_done, re
 from genmodels.storage.objects import store
 
 RUNNING = {"PENDING", "RUNNING"}
-SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 3.0
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.3, 3.0
+GOING_ON = ("train", "evaluate", "register")  # a job of one of these may go on to those behind it
+HEADING = "=== {} ==="  # above what a step prints
 CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a job's process what it was submitted with
 STARTED_BY, BY_HAND = "started_by", "by hand"
 
+HEADING_LINE = re.compile(HEADING.format(r"\w+"))
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 RAY_PREFIX = re.compile(r"\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) ")
 RAY_NOISE = re.compile(  # Ray's own account of itself
@@ -48,6 +54,11 @@ class JobInfo(BaseModel):
     status: str
     message: str | None = None
     driver_exit_code: int | None = None
+    metadata: dict[str, str] | None = None
+
+    def does(self, step: str) -> bool:
+        """Whether it runs, and the step is among those that it was started for."""
+        return self.status in RUNNING and step in (self.metadata or {}).get("steps", "").split()
 
 
 @dataclass(frozen=True)
@@ -139,13 +150,19 @@ class RayJobs:
 
 
 class Job:
-    """One attempt at a step of a spec. Its id follows from these, so that whoever comes later finds it."""
+    """One attempt at a step of a spec, or at this one and those behind it. Its id follows from these, so that whoever
+    comes later finds it.
 
-    def __init__(self, step: str, spec: RunSpec, attempt: int, cluster: RayJobs):
+    Args:
+        first: the step that the job begins with, if `step`, which is looked at, is a later one.
+    """
+
+    def __init__(self, step: str, spec: RunSpec, attempt: int, cluster: RayJobs, *, first: str | None = None):
         self.step, self.spec, self.attempt, self.cluster = step, spec, attempt, cluster
+        self.first = first or step
         subject = spec.dataset_name if step == "prepare" else f"{spec.model}-{spec.dataset_name}"
         key = folder(step, spec).rpartition("/")[2]
-        self.id = f"{step}-{subject[:60]}-{key[:12]}-{attempt}"
+        self.id = f"{self.first}-{subject[:60]}-{key[:12]}-{attempt}"
 
     @property
     def url(self) -> str:
@@ -156,18 +173,20 @@ class Job:
         """How the job stands; None if the cluster does not know it."""
         return self.cluster.info(self.id)
 
-    def submit(self, links: Mapping[str, str], started_by: str) -> None:
-        """Start the job, unless somebody else just did."""
+    def submit(self, links: Mapping[str, str], started_by: str, then: Sequence[str] = ()) -> None:
+        """Start the job, which goes on to the steps of `then`, unless somebody else just did."""
         spec_key = f"{folder(self.step, self.spec)}/spec.json"
         store().put_record(spec_key, self.spec)
-        clear_failure(self.step, self.spec)
-        identity = {"step": self.step, "model": self.spec.model, "dataset": self.spec.dataset}
+        for step in (self.step, *then):
+            clear_failure(step, self.spec)
+        steps = " ".join((self.step, *then))
+        identity = {"steps": steps, "model": self.spec.model, "dataset": self.spec.dataset}
         if self.step != "prepare":
             identity["run_key"] = self.spec.run_key
         mirror = settings().mirror if self.step == "prepare" else None  # the cluster may have been started without it
         self.cluster.submit(
             self.id,
-            entrypoint=f"python -m genmodels {self.step} {store().uri(spec_key)} --ray",
+            entrypoint=f"python -m genmodels job {store().uri(spec_key)} {steps}",
             metadata={**identity, **links, STARTED_BY: started_by, "ray_job": self.url},
             environment={"GENMODELS_MIRROR": mirror} if mirror else None,
         )
@@ -180,7 +199,7 @@ class Job:
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
         own error if it failed, UnavailableError if the job was lost or somebody stopped it.
         """
-        tail = _LogTail(self.cluster, self.id)
+        tail = _LogTail(self)
         began = answered = time.monotonic()
         info: JobInfo | None = None
         while not (until_report and self._has_left_report()):
@@ -243,11 +262,18 @@ class Job:
 
 
 def attach_or_submit(
-    step: str, spec: RunSpec, *, links: Mapping[str, str] | None = None, started_by: str = BY_HAND, again: bool = False
+    step: str,
+    spec: RunSpec,
+    *,
+    then: Sequence[str] = (),
+    links: Mapping[str, str] | None = None,
+    started_by: str = BY_HAND,
+    again: bool = False,
 ) -> Job:
     """The job of this step: the one that is running, else the one that has left its report, else a new one.
 
     Args:
+        then: the steps that a new one goes on to.
         links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
         started_by: a deployment, and its schedule if it has one; the job's processes find it in `started_by()`.
         again: a new one also if one has left its report.
@@ -257,13 +283,26 @@ def attach_or_submit(
     done = not again and info is not None and info.status == "SUCCEEDED" and is_done(step, spec)
     if job and info and (info.status in RUNNING or done):
         return job
+    if not again and (under_way := job_under_way(step, spec)):
+        return under_way
     job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
-    job.submit(links or {}, started_by)
+    job.submit(links or {}, started_by, then)
     return job
 
 
+def job_under_way(step: str, spec: RunSpec) -> Job | None:
+    """The running job that does a step, be it after others."""
+    firsts = GOING_ON[GOING_ON.index(step) :: -1] if step in GOING_ON else [step]
+    for first in firsts:
+        job = latest_job(first, spec)
+        info = job.info() if job else None
+        if job and info and info.does(step):
+            return Job(step, spec, job.attempt, job.cluster, first=first)
+    return None
+
+
 def latest_job(step: str, spec: RunSpec) -> Job | None:
-    """The last attempt at a step that the cluster knows of."""
+    """The last attempt that began with a step that the cluster knows of."""
     cluster, found = RayJobs(), None
     for attempt in count(1):
         job = Job(step, spec, attempt, cluster)
@@ -289,10 +328,11 @@ def _metadata() -> dict[str, str]:
 
 
 class _LogTail:
-    """The lines of a job's log, each once, however often the connection breaks, and without Ray's noise."""
+    """The lines of a job's step, each once, however often the connection breaks, and without Ray's noise."""
 
-    def __init__(self, cluster: RayJobs, job_id: str):
-        self._cluster, self._job_id = cluster, job_id
+    def __init__(self, job: Job):
+        self._cluster, self._job_id, self._heading = job.cluster, job.id, HEADING.format(job.step)
+        self._in_step = job.step == job.first  # or else it is yet to come
         self._connection: ClientConnection | None = None
         self._received = self._skip = 0  # characters: of the whole log, and of those that come a second time
         self._half_line = ""
@@ -314,7 +354,7 @@ class _LogTail:
             pass
         except (ConnectionClosed, WebSocketException, OSError):
             self._connection = None
-        return _readable(lines)
+        return self._readable(lines)
 
     def close(self) -> list[str]:
         """The lines that are left when the job has ended, at once: the connection would close seconds later."""
@@ -324,7 +364,16 @@ class _LogTail:
             text = self._half_line + self._cluster.log(self._job_id)[self._received :]
         except UnavailableError:
             text = self._half_line
-        return _readable(text.split("\n"))
+        return self._readable(text.split("\n"))
+
+    def _readable(self, lines: list[str]) -> list[str]:
+        shown = []
+        for line in _readable(lines):
+            if HEADING_LINE.fullmatch(line):
+                self._in_step = line == self._heading
+            elif self._in_step:
+                shown.append(line)
+        return shown
 
 
 def _readable(lines: list[str]) -> list[str]:

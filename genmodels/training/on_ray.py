@@ -55,6 +55,7 @@ def run_workers(
     # Ray counts the places before it waits for them, and not again.
     patience = RESIZE_SECONDS if elastic else PLACEMENT_SECONDS
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # until it sees that the workers have ended
     # One process more to start, which would warn workers of their end; theirs may come at any moment without a warning.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(log_to_driver=True, logging_level=logging.WARNING)

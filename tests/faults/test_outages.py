@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 from waiting import wait_for
 
 from genmodels.spec import PrepareReport, RunSpec
-from genmodels.steps.jobs import latest_job
-from genmodels.steps.reports import load_report
+from genmodels.steps.jobs import job_under_way
+from genmodels.steps.reports import is_done, load_report
 from genmodels.steps.resolve import resolve
 
 pytestmark = LONG
@@ -97,7 +97,10 @@ def wait_for_step(flow: subprocess.Popen[str], asked: RunSpec, step: str) -> Non
     def running() -> bool:
         assert flow.poll() is None, flow.communicate()[0]
         spec = asked if step == "prepare" else bound(asked)
-        job = latest_job(step, spec) if spec else None
+        before = STEPS[STEPS.index(step) - 1] if step in {"evaluate", "register"} else None
+        if spec is None or (before and not is_done(before, spec)):
+            return False
+        job = job_under_way(step, spec)
         info = job.info() if job else None
         return info is not None and info.status == "RUNNING"
 

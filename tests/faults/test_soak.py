@@ -34,7 +34,7 @@ def a_controller(private: PrivateStack, dice: random.Random) -> None:
 
 
 def a_driver(private: PrivateStack, dice: random.Random) -> None:
-    kill_one([*private.processes(lambda command: command[1:3] == ["-m", "genmodels"] and command[-1] == "--ray")], dice)
+    kill_one([*private.processes(lambda command: command[1:4] == ["-m", "genmodels", "job"])], dice)
 
 
 def a_flow(private: PrivateStack, dice: random.Random) -> None:

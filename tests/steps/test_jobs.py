@@ -18,7 +18,7 @@ from genmodels.data.preprocess import preprocess
 from genmodels.errors import AccessError, DataError, GenmodelsError, UnavailableError
 from genmodels.settings import Settings, settings
 from genmodels.spec import PrepareReport, RegisterReport, RunSpec
-from genmodels.steps.jobs import RUNNING, Job, RayJobs, attach_or_submit, latest_job
+from genmodels.steps.jobs import HEADING, RUNNING, Job, RayJobs, attach_or_submit, job_under_way, latest_job
 from genmodels.steps.prepare import prepare
 from genmodels.steps.reports import load_report, save_report
 from genmodels.steps.resolve import resolve
@@ -196,6 +196,27 @@ def test_a_report_is_not_kept_waiting_for_the_end_of_its_job(pictures: RunSpec):
     job.stop()
 
 
+def test_a_job_that_goes_on_is_that_of_its_later_steps_too(pictures: RunSpec):
+    spec = pictures.with_dataset("1" * 64)
+    headings = {step: HEADING.format(step) for step in ("train", "evaluate")}
+    says = ["starting", headings["train"], "of training", headings["evaluate"], "of evaluation"]
+    job = Job("train", spec, 1, RayJobs())
+    script = "; ".join(f"echo '{line}'" for line in says)
+    job.cluster.submit(job.id, f"{script}; exec sleep 300", {"steps": "train evaluate"})
+    assert job_under_way("register", spec) is None
+    later = attach_or_submit("evaluate", spec)
+    assert (later.id, later.step) == (job.id, "evaluate")
+    for one, lines in ((job, ["starting", "of training"]), (later, ["of evaluation"])):
+        told: list[str] = []
+        for update in one.follow():
+            told += update.lines
+            if len(told) >= len(lines):
+                break
+        assert told == lines
+    job.stop()
+    assert job_under_way("evaluate", spec) is None
+
+
 @pytest.fixture
 def line(stack: Settings) -> Iterator[FaultProxy]:
     line = FaultProxy(stack.ray_address)
@@ -208,7 +229,7 @@ def test_every_line_of_a_log_comes_once_over_a_network_that_breaks(pictures: Run
     job.cluster.url = line.url
     lines: list[str] = []
     cuts = 0
-    for update in job.follow(interval_seconds=0.2):
+    for update in job.follow():
         lines += update.lines
         if len(lines) > 30 * (cuts + 1) and cuts < 3:
             line.cut()

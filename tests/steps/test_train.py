@@ -85,7 +85,7 @@ def test_a_killed_worker_changes_nothing(spec: RunSpec, quiet: TrainReport):
 
 def test_a_killed_driver_changes_nothing(spec: RunSpec, quiet: TrainReport):
     job = attach_or_submit("train", spec)
-    kill_one(spec, lambda command: command[1:4] == ["-m", "genmodels", "train"])
+    kill_one(spec, lambda command: command[1:4] == ["-m", "genmodels", "job"])
     with pytest.raises(UnavailableError):
         for _ in job.follow():
             pass
