@@ -186,7 +186,7 @@ def assert_clean(private: PrivateStack, spec: RunSpec, quiet: TrainReport | None
 
     Args:
         quiet: the report of the same training without faults; its weights are these, bit for bit.
-        whole: the flow ended, and not only the training: one version, which the gate has judged, and one champion.
+        whole: the flow ended, and not only the training: one version, which the gate has judged, and a champion.
     """
     report = load_report("train", spec, TrainReport)
     assert report
@@ -197,8 +197,10 @@ def assert_clean(private: PrivateStack, spec: RunSpec, quiet: TrainReport | None
     if whole:
         registry, name = Registry(), f"{spec.model}.{spec.dataset_name}"
         [version] = registry.versions(name, spec.run_key)
-        assert version.tags["gate.verdict"] in {"promoted", "refused"}
-        assert registry.aliased(name, "champion")
+        verdict = version.tags["gate.verdict"]
+        assert verdict in {"promoted", "refused"}
+        # The first of its name is refused only if it has collapsed, as a small GAN may on one kind of processor.
+        assert registry.aliased(name, "champion") or "collapsed" in version.tags["gate.reason"], version.tags
     wait_for(lambda: not running_jobs(), PATIENCE)
     wait_for(lambda: not [*private.processes(lambda command: "RayTrainWorker" in " ".join(command[:1]))], 60)
     _assert_nothing_lies_about()

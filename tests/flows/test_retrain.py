@@ -132,7 +132,10 @@ def test_a_run_registers_its_model_and_says_where_everything_is(stack: Settings,
     lscpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
     for fact in ("Model name", "CPU family", "Model", "Stepping"):
         assert re.findall(rf"^{fact}:\s+(.*)", lscpu, re.MULTILINE)[0] in tags["processor"]
-    assert outcome["addresses"]["ray"].rpartition("/")[2] in ray_jobs()
+    one_job = [job for job in ray_jobs() if f"-{outcome['run_key'][:12]}-" in job]
+    assert one_job == [outcome["addresses"]["ray"].rpartition("/")[2]], "for all steps that have the run's key"
+    done_now = [name for name in STEPS if not name.startswith("prepare")]
+    assert {states(stack, flow_run_id(outcome))[name] for name in done_now} == {"Completed"}
     assert prefect(stack, f"flow_runs/{flow_run_id(outcome)}")["name"].startswith("retrain-progressive_gan-digits-2")
 
 
