@@ -1,26 +1,28 @@
 """What Prefect, Ray, MLflow and S3 cost a training: the flow's beside the bare engine's on the same data.
 
-    genmodels up && python tests/benchmarks/stack_overhead.py [ROUNDS]
+    genmodels up && python tests/benchmarks/stack_overhead.py [--rounds 3] [--cpus N]
 
-Both train Progressive GAN on the digits, with one worker and all cores, in turns of a few seconds: while one trains,
-all processes of the other are stopped, so that a machine that is slower at some times than at others is so to both.
-The servers run beside both. Prints the seconds that each trained, their ratio in each round, and the seconds that the
-flow took before its first optimiser step.
+Both train Progressive GAN on the digits, with one worker and all processors, or so many, in turns of a few seconds:
+while one trains, all processes of the other are stopped, so that a machine that is slower at some times than at others
+is so to both. The servers run beside both; where training leaves them no processor, they stop it whenever they work.
+Prints the seconds that each trained, their ratio in each round, and the seconds that the flow took before its first
+optimiser step.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.synchronize import Event
 
 import psutil
+import torch
 
 from genmodels.data.loader import Loader
 from genmodels.data.manifest import open_dataset
@@ -37,15 +39,20 @@ MODEL, DATASET = "progressive_gan", "digits"
 TURN_SECONDS = 4.0
 
 
-def main(rounds: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpus", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
     ratios = []
-    for _ in range(rounds):
-        spec = resolve(MODEL, DATASET, seed=int.from_bytes(os.urandom(3)))  # one that the stack has not trained yet
+    for _ in range(arguments.rounds):
+        seed = int.from_bytes(os.urandom(3))  # one that the stack has not trained yet
+        spec = resolve(MODEL, DATASET, overrides=[f"training.cpus_per_worker={arguments.cpus}"], seed=seed)
         spec = spec.with_dataset(prepare(spec).dataset_digest)
         stack, engine, startup = in_turns(spec)
         ratios.append(stack / engine)
         print(f"engine {engine:.1f} s · stack {stack:.1f} s · {ratios[-1]:.3f} · first step after {startup:.1f} s")
-    print(f"stack / engine = {statistics.median(ratios):.3f} (median of {rounds} rounds)")
+    print(f"stack / engine = {statistics.median(ratios):.3f} (median of {arguments.rounds} rounds)")
 
 
 def in_turns(spec: RunSpec) -> tuple[float, float, float]:
@@ -57,12 +64,9 @@ def in_turns(spec: RunSpec) -> tuple[float, float, float]:
     engine.start()
     ready.wait()
     there_before = set(psutil.pids())
-    flow = subprocess.Popen(
-        ["genmodels", "retrain", MODEL, "--dataset", DATASET, "--seed", str(spec.seed), "--workers", "1", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    command = f"genmodels retrain {MODEL} --dataset {DATASET} --seed {spec.seed} --workers 1 --json"
+    command += f" --set training.cpus_per_worker={spec.training.cpus_per_worker}"
+    flow = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while not ((progress := read_progress("train", spec)) and progress.done):
         time.sleep(0.2)
     go.set()
@@ -87,6 +91,7 @@ def in_turns(spec: RunSpec) -> tuple[float, float, float]:
 
 def bare(spec: RunSpec, ready: Event, go: Event) -> None:
     """The engine alone, from `go` on."""
+    torch.set_num_threads(spec.training.cpus_per_worker or 1)
     manifest, dataset = open_dataset(spec.dataset_name, str(spec.dataset_digest))
     model = build(spec.model, spec.config, DataInfo(manifest.channels, manifest.classes), spec.seed)
     engine = Engine(
@@ -116,4 +121,4 @@ def signal_all(number: signal.Signals, pids: Iterable[int | None]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main()
