@@ -131,8 +131,7 @@ def test_two_submitters_at_once_have_one_job(stack: Settings, pictures: RunSpec)
     report = load_report("prepare", pictures, PrepareReport)
     assert report
     assert sum(report.rows.values()) == 16
-    assert lines[-1] == report.model_dump_json()
-    assert not [line for line in lines if "Runtime env" in line or "Running entrypoint" in line]
+    assert not lines, "the step had nothing to say, and what Ray says of itself is left out"
 
     known = jobs[0].cluster.session.get(f"{jobs[0].cluster.url}/api/jobs/{jobs[0].id}").text
     assert links["prefect_flow_run"] in known
