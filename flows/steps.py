@@ -5,7 +5,7 @@ never stored a second time by Prefect: a rerun, here or on another machine, find
 a report that is gone is made again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -86,13 +86,13 @@ def prepare(spec: RunSpec) -> State:
 @task(name="train", task_run_name="train {spec.model}", tags=["training"], **STEP)
 def train(spec: RunSpec) -> State:
     """Train the model, or go on from its last checkpoint."""
-    return _run("train", spec, TrainReport, then=("evaluate", "register"))
+    return _run("train", spec, TrainReport)
 
 
 @task(name="evaluate", task_run_name="evaluate {spec.model}", **STEP)
 def evaluate(spec: RunSpec, fresh: bool = False) -> State:
     """Measure the trained model beside real data and the untrained model; `fresh`: it was trained in this run."""
-    return _run("evaluate", spec, EvaluationReport, publish=metrics_table, then=("register",), fresh=fresh)
+    return _run("evaluate", spec, EvaluationReport, publish=metrics_table, fresh=fresh)
 
 
 @task(name="evaluate again", task_run_name="evaluate {spec.model} again", **STEP)
@@ -149,13 +149,12 @@ def _run(
     *,
     publish: Callable[[R, RunSpec], None] | None = None,
     done_before: Callable[[RunSpec], R | None] | None = None,
-    then: Sequence[str] = (),
     fresh: bool = False,
     again: bool = False,
 ) -> State:
     """The state a step's task ends in: with the report, or with the error and what will be done about it.
 
-    The job of a step goes on to those of `then`, and may have done this one before its task begins; a report is that
+    The job of a step goes on to those behind it, and may have done this one before its task begins; a report is that
     of an earlier run only if it is not `fresh`. With `again` there is a job also where there is a report, and the step
     itself decides whether that still holds.
     """
@@ -167,7 +166,7 @@ def _run(
             Live(step, spec).finish(before=not fresh)
         else:
             links = {"prefect_flow_run": flow_url()}
-            job = attach_or_submit(step, spec, then=then, links=links, started_by=_started_by(), again=again)
+            job = attach_or_submit(step, spec, links=links, started_by=_started_by(), going_on=not again, again=again)
             if not _follow(job, until_report=not again):
                 return _cancelled(spec)
             report = load_report(step, spec, kind)

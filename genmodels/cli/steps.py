@@ -92,7 +92,7 @@ def loading(steps: Sequence[str]) -> Iterator[None]:
     timer = Timer(LOADING_DELAY_SECONDS, lambda: [import_module(module) for module in modules])
     timer.daemon = True
     timer.start()
-    yield
+    yield  # what fails ends the process, which does not wait for its imports
     timer.cancel()
     timer.join()
 

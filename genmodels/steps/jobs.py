@@ -193,8 +193,8 @@ class Job:
 
     def follow(self, *, until_report: bool = False, patience_seconds: float = 300.0) -> Iterator[Update]:
         """Updates until the job has succeeded; or, `until_report`, until its step has left its report, seconds before
-        Ray has taken down all that belongs to the job. One each second at first, and less often as time goes on, since
-        each takes the processors from the job where they are the same.
+        Ray has taken down all that belongs to the job. Three in a second at first, and one in three seconds as time
+        goes on, since each takes the processors from the job where they are the same.
 
         A cluster or an object store that is away for less than `patience_seconds` is waited for. Raises the step's
         own error if it failed, UnavailableError if the job was lost or somebody stopped it.
@@ -265,7 +265,7 @@ def attach_or_submit(
     step: str,
     spec: RunSpec,
     *,
-    then: Sequence[str] = (),
+    going_on: bool = False,
     links: Mapping[str, str] | None = None,
     started_by: str = BY_HAND,
     again: bool = False,
@@ -273,7 +273,7 @@ def attach_or_submit(
     """The job of this step: the one that is running, else the one that has left its report, else a new one.
 
     Args:
-        then: the steps that a new one goes on to.
+        going_on: a new one goes on to the steps behind this one.
         links: addresses that the job's processes find in `this_job()`, such as that of the flow run.
         started_by: a deployment, and its schedule if it has one; the job's processes find it in `started_by()`.
         again: a new one also if one has left its report.
@@ -286,7 +286,8 @@ def attach_or_submit(
     if not again and (under_way := job_under_way(step, spec)):
         return under_way
     job = Job(step, spec, job.attempt + 1 if job else 1, job.cluster if job else RayJobs())
-    job.submit(links or {}, started_by, then)
+    behind = GOING_ON[GOING_ON.index(step) + 1 :] if going_on and step in GOING_ON else ()
+    job.submit(links or {}, started_by, behind)
     return job
 
 
@@ -354,7 +355,7 @@ class _LogTail:
             pass
         except (ConnectionClosed, WebSocketException, OSError):
             self._connection = None
-        return self._readable(lines)
+        return self._of_step(lines)
 
     def close(self) -> list[str]:
         """The lines that are left when the job has ended, at once: the connection would close seconds later."""
@@ -364,9 +365,9 @@ class _LogTail:
             text = self._half_line + self._cluster.log(self._job_id)[self._received :]
         except UnavailableError:
             text = self._half_line
-        return self._readable(text.split("\n"))
+        return self._of_step(text.split("\n"))
 
-    def _readable(self, lines: list[str]) -> list[str]:
+    def _of_step(self, lines: list[str]) -> list[str]:
         shown = []
         for line in _readable(lines):
             if HEADING_LINE.fullmatch(line):
