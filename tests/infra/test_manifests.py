@@ -374,35 +374,52 @@ def test_network_policies_speak_of_pods_and_ports_that_there_are():
 
 
 class KubeRay(BaseModel):
-    """The fields of ray.io/v1 by KubeRay's API reference (1.7), without descriptions. What they take over from
-    Kubernetes, a pod and its containers, is Kubernetes' to check."""
+    """`ray.io/v1` as the CRD of KubeRay's operator has it: ray-project/kuberay at 017710c,
+    `helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml`, without descriptions. What that schema takes over
+    from Kubernetes, pods and the fields of containers, is Kubernetes' to check."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class HeadGroup(KubeRay):
-    template: dict[str, Any]
+class Metadata(KubeRay):
+    annotations: dict[str, str] = {}
+    finalizers: list[str] = []
+    labels: dict[str, str] = {}
+    name: str | None = None
+    namespace: str | None = None
+
+
+class PodTemplate(KubeRay):
+    metadata: Metadata = Metadata()
+    spec: dict[str, Any] = {}
+
+
+class Group(KubeRay):
+    template: PodTemplate
     rayStartParams: dict[str, str] = {}
-    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
-    headService: dict[str, Any] | None = None
+    resources: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class HeadGroup(Group):
+    serviceType: str | None = None
+    headService: dict[str, Any] = {}
     enableIngress: bool | None = None
-    resources: dict[str, str] | None = None
-    labels: dict[str, str] | None = None
 
 
-class WorkerGroup(KubeRay):
+class ScaleStrategy(KubeRay):
+    workersToDelete: list[str] = []
+
+
+class WorkerGroup(Group):
     groupName: str
-    template: dict[str, Any]
-    rayStartParams: dict[str, str] = {}
-    replicas: int | None = Field(None, ge=0)
-    minReplicas: int = Field(0, ge=0)
-    maxReplicas: int = Field(2**31 - 1, ge=0)
-    numOfHosts: int = Field(1, ge=1)
-    idleTimeoutSeconds: int | None = Field(None, ge=0)
+    minReplicas: int
+    maxReplicas: int
+    replicas: int = 0
+    numOfHosts: int = 1
+    idleTimeoutSeconds: int | None = None
     suspend: bool | None = None
-    scaleStrategy: dict[str, list[str]] | None = None
-    resources: dict[str, str] | None = None
-    labels: dict[str, str] | None = None
+    scaleStrategy: ScaleStrategy = ScaleStrategy()
 
 
 class AutoscalerOptions(KubeRay):
@@ -413,15 +430,25 @@ class AutoscalerOptions(KubeRay):
     volumeMounts: list[dict[str, Any]] = []
     image: str | None = None
     imagePullPolicy: str | None = None
-    idleTimeoutSeconds: int | None = Field(None, ge=0)
+    idleTimeoutSeconds: int | None = None
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
     version: Literal["v1", "v2"] | None = None
 
 
 class AuthOptions(KubeRay):
     mode: Literal["disabled", "token"] | None = None
-    secretName: str | None = None
     enableK8sTokenAuth: bool | None = None
+
+
+class GcsFaultToleranceOptions(KubeRay):
+    redisAddress: str
+    redisUsername: dict[str, Any] = {}
+    redisPassword: dict[str, Any] = {}
+    externalStorageNamespace: str | None = None
+
+
+class UpgradeStrategy(KubeRay):
+    type: Literal["Recreate", "None"] | None = None
 
 
 class RayClusterSpec(KubeRay):
@@ -430,16 +457,17 @@ class RayClusterSpec(KubeRay):
     rayVersion: str | None = None
     enableInTreeAutoscaling: bool | None = None
     autoscalerOptions: AutoscalerOptions = AutoscalerOptions()
-    authOptions: AuthOptions | None = None
-    headServiceAnnotations: dict[str, str] | None = None
-    gcsFaultToleranceOptions: dict[str, Any] | None = None
-    managedBy: str | None = None
+    authOptions: AuthOptions = AuthOptions()
+    headServiceAnnotations: dict[str, str] = {}
+    gcsFaultToleranceOptions: GcsFaultToleranceOptions | None = None
+    managedBy: Literal["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"] | None = None
     suspend: bool | None = None
-    upgradeStrategy: dict[str, Any] | None = None
+    ttlSecondsAfterIdle: int | None = Field(None, ge=0)
+    upgradeStrategy: UpgradeStrategy = UpgradeStrategy()
 
 
 def test_kubernetes_and_kuberay_know_every_field():
-    """Strictly: by the schemas that Kubernetes publishes, and a RayCluster by KubeRay's fields around its pods."""
+    """Strictly: by the schemas that Kubernetes publishes, and a RayCluster by KubeRay's around its pods."""
     kubernetes = pytest.importorskip("kubernetes_validate")
     version = kubernetes.latest_version()
     for resource in RESOURCES:
@@ -449,19 +477,34 @@ def test_kubernetes_and_kuberay_know_every_field():
         assert resource["apiVersion"] == "ray.io/v1"
         spec = RayClusterSpec.model_validate(resource["spec"])
         for group in spec.workerGroupSpecs:
-            assert group.minReplicas <= (group.replicas or 0) <= group.maxReplicas
+            assert group.minReplicas <= group.replicas <= group.maxReplicas
         taken = {"env", "envFrom", "resources", "securityContext", "volumeMounts"}
         autoscaler = {"name": "autoscaler", **spec.autoscalerOptions.model_dump(include=taken)}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [autoscaler]}}
         kubernetes.validate(pod, version, strict=True)
-    with pytest.raises(ValidationError, match="rayStartParams"):
-        HeadGroup.model_validate({"template": {}, "rayStartParams": {"num-cpus": 0}})
     for name, template in pod_templates():
         wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": template}
         kubernetes.validate(wrapped, version, strict=True)
     typo = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"prots": []}}
     with pytest.raises(kubernetes.ValidationError):
         kubernetes.validate(typo, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong"),
+    [
+        ("rayStartParams", {"headGroupSpec": {"template": {}, "rayStartParams": {"num-cpus": 0}}}),
+        ("metadata.ownerReferences", {"headGroupSpec": {"template": {"metadata": {"ownerReferences": []}}}}),
+        ("minReplicas", {"workerGroupSpecs": [{"groupName": "cpu", "maxReplicas": 8, "template": {}}]}),
+        ("upgradeStrategy.type", {"upgradeStrategy": {"type": "RollingUpdate"}}),
+        ("autoscalerOptions.idleTimeout", {"autoscalerOptions": {"idleTimeout": 300}}),
+    ],
+)
+def test_what_kuberay_would_not_take_is_seen(where: str, wrong: dict[str, Any]):
+    [ray] = [resource for resource in RESOURCES if resource["kind"] == "RayCluster"]
+    with pytest.raises(ValidationError, match=re.escape(where)) as refused:
+        RayClusterSpec.model_validate(ray["spec"] | wrong)
+    assert refused.value.error_count() == 1
 
 
 @pytest.fixture(params=["small", "gpu"])
