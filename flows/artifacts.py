@@ -22,7 +22,6 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -84,14 +83,29 @@ def client() -> SyncPrefectClient:
     return context.client
 
 
+class _Artifact:
+    """One that is made when it is first shown, and from then on changed."""
+
+    def __init__(self, create: Callable[..., object], key: str):
+        self._create, self._key = create, key
+        self._id: UUID | None = None
+
+    def show(self, content: float | str | list[dict[str, str]], description: str) -> None:
+        if self._id is None:
+            self._id = cast(UUID, self._create(content, self._key, description))
+        else:
+            data = json.dumps(content) if isinstance(content, list) else content
+            client().update_artifact(self._id, ArtifactUpdate(data=data, description=description))
+
+
 class Live:
     """The artifacts of a step while it runs: its progress, and the samples of a training."""
 
     def __init__(self, step: str, spec: RunSpec):
-        self.step, self.spec = step, spec
-        self._progress_id: UUID | None = None
-        self._samples_id: UUID | None = None
-        self._losses_id: UUID | None = None
+        self.step, self.spec, self._subject = step, spec, f"{spec.model} on {spec.dataset}"
+        self._bar = _Artifact(create_progress_artifact, artifact_key(f"{step}-progress", spec))
+        self._samples = _Artifact(create_image_artifact, artifact_key("samples", spec))
+        self._losses = _Artifact(create_table_artifact, artifact_key("losses", spec))
         self._progress: Progress | None = None
         self._last, self._images_shown = "starting on Ray", -1
         self._linked = False
@@ -123,12 +137,7 @@ class Live:
 
     @best_effort
     def _publish_progress(self, done: float, description: str) -> None:
-        description = f"**{self.step}** · {description}"
-        if self._progress_id is None:
-            key = artifact_key(f"{self.step}-progress", self.spec)
-            self._progress_id = cast(UUID, create_progress_artifact(100 * done, key, description))
-        else:
-            update_progress_artifact(self._progress_id, 100 * done, description)
+        self._bar.show(100 * done, f"**{self.step}** · {description}")
 
     @best_effort
     def _publish_samples(self) -> None:
@@ -136,23 +145,14 @@ class Live:
         if found is None:
             return
         self._images_shown, png = found
-        description = f"{self.spec.model} on {self.spec.dataset} after {self._images_shown:,} images"
-        if self._samples_id is None:
-            key = artifact_key("samples", self.spec)
-            self._samples_id = cast(UUID, create_image_artifact(data_uri(png), key, description))
-        else:
-            client().update_artifact(self._samples_id, ArtifactUpdate(data=data_uri(png), description=description))
+        self._samples.show(data_uri(png), f"{self._subject} after {self._images_shown:,} images")
 
     @best_effort
     def _publish_losses(self) -> None:
         if (progress := self._progress) is None:
             return
         rows = [{"term": name, "value": f"{value:.5g}"} for name, value in progress.values.items()]
-        description = f"{self.spec.model} on {self.spec.dataset} after {progress.done:,} images; their curves: MLflow"
-        if self._losses_id is None:
-            self._losses_id = cast(UUID, create_table_artifact(rows, artifact_key("losses", self.spec), description))
-        else:
-            client().update_artifact(self._losses_id, ArtifactUpdate(data=json.dumps(rows), description=description))
+        self._losses.show(rows, f"{self._subject} after {progress.done:,} images; their curves: MLflow")
 
     @best_effort
     def _publish_run(self) -> None:
