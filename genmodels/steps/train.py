@@ -56,7 +56,9 @@ from genmodels.training.workers import Workers
 log = logging.getLogger(__name__)
 
 GRID_COLUMNS = 8
-SCORE_IMAGES = 256
+FEWEST_SCORED, MOST_SCORED = 32, 256
+SHOWN_BY_SCORED = 256  # images shown in the run for one that is scored: eight scores take about a hundredth of it
+SCORED_VALUES = 2**26  # of pixels, which a GPU holds beside what it trains
 
 
 def train(spec: RunSpec, *, ray: bool = False) -> TrainReport:
@@ -266,18 +268,20 @@ class Watch:
     def samples(self, engine: Engine) -> None:
         """A grid from the same latents, or of the same held-out images, every time."""
         with engine.previewing() as model:
-            sheet = _sheet(model, self._held_out(engine))
+            sheet = _sheet(model, self._held_out(engine, SHEET_IMAGES // 2))
         images = engine.position.images
         self._queue.image("samples", sheet, images)
         self._background.submit(self._store_grid, sheet, images)
 
     def score(self, engine: Engine) -> float | None:
         """Sliced Wasserstein distance of a few images to held-out ones: of translations with their colours, of points
-        where they lie."""
+        where they lie. Meanwhile all workers wait for this one."""
         generator = torch.Generator().manual_seed(0)
+        room = SCORED_VALUES // (engine.model.data.channels * engine.stage.resolution**2)
+        count = min(max(FEWEST_SCORED, engine.total_images // SHOWN_BY_SCORED), MOST_SCORED, room)
         scores = []
         with engine.previewing() as model:
-            for real, made in _made(model, self._held_out(engine)):
+            for real, made in _made(model, self._held_out(engine, count)):
                 sets = real[: len(made)].cpu(), made.cpu()
                 absolute = isinstance(model, Translates) or is_points(real.shape[-1])
                 distances = sliced_wasserstein(*sets, absolute=absolute, generator=generator, replicates=0)
@@ -299,11 +303,12 @@ class Watch:
         except GenmodelsError as error:
             log.warning("The samples after %s images are in MLflow alone: %s", f"{images:,}", error)
 
-    def _held_out(self, engine: Engine) -> dict[str, torch.Tensor]:
-        """Held-out images by domain, at the present resolution, in [-1, 1]; the only domain of an image set is ''."""
+    def _held_out(self, engine: Engine, count: int) -> dict[str, torch.Tensor]:
+        """The first held-out images by domain, at the present resolution, in [-1, 1]; the only domain of an image set
+        is ''."""
         column = f"image@{engine.stage.resolution}"
         tables = {d: self._dataset.table("test", d or None) for d in getattr(engine.model, "domains", ("",))}
-        rows = {domain: np.arange(min(SCORE_IMAGES, table.rows)) for domain, table in tables.items()}
+        rows = {domain: np.arange(min(count, table.rows)) for domain, table in tables.items()}
         images = {domain: torch.from_numpy(table.read(column, rows[domain])) for domain, table in tables.items()}
         return {domain: scaled(value.to(engine.device)) for domain, value in images.items()}
 

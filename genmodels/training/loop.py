@@ -22,7 +22,7 @@ from genmodels.training.engine import Engine, NonFiniteLoss
 from genmodels.training.looks import Guards
 
 GRIDS_PER_RUN = 20
-CHECKPOINTS_PER_RUN = 8  # at least, so that a short run has weights to keep when a guard stops it
+SCORES_PER_RUN = 8  # each of a checkpoint, so that a short run has weights to keep when a guard stops it
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,8 @@ class Observer(Protocol):
         ...
 
     def score(self, engine: Engine) -> float | None:
-        """Called at every checkpoint; of a stage's the one with the lowest score is kept as the best."""
+        """Called for the first checkpoint of a stage and for that after each eighth of the run; of a stage's the one
+        with the lowest score is kept as the best."""
         ...
 
     def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
@@ -86,8 +87,8 @@ class _Loop:
         self.sample_every = engine.training.sample_images or max(engine.total_images // GRIDS_PER_RUN, 1)
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.logged = time.monotonic()
-        self.save_every = max(engine.total_images // CHECKPOINTS_PER_RUN, 1)
-        self.images_logged = self.images_saved = self.restarts = 0
+        self.score_every, self.score_is_due = max(engine.total_images // SCORES_PER_RUN, 1), False
+        self.images_logged = self.restarts = 0
         self.first_step_time: datetime | None = None
         self.guards, self.alarms, self.stopped = Guards(engine), list[Alarm](), False
 
@@ -132,10 +133,10 @@ class _Loop:
             self.observer.samples(engine)
         if self.guards.is_due(before):
             self.heed(self.guards.look())
-        if before.stage != engine.position.stage:
-            self.saved = -math.inf
-        unsaved = engine.position.images - self.images_saved
-        if now - self.saved >= engine.training.checkpoint_seconds or unsaved >= self.save_every:
+        another_eighth = before.images // self.score_every < engine.position.images // self.score_every
+        if another_eighth or before.stage != engine.position.stage:
+            self.saved, self.score_is_due = -math.inf, True
+        if now - self.saved >= engine.training.checkpoint_seconds:
             self.save()
 
     def report(self, now: float) -> None:
@@ -149,7 +150,8 @@ class _Loop:
     def save(self) -> None:
         engine = self.engine
         if self.checkpoints and engine.workers.rank == 0 and not self.checkpoints.busy and engine.finite:
-            score = self.observer.score(engine) if self.observer and engine.model.whole else None
+            scored = self.observer if self.score_is_due and engine.model.whole else None
+            score = scored.score(engine) if scored else None
             state = {
                 "engine": engine.state_dict(),
                 "guards": self.guards.state_dict(),
@@ -159,7 +161,7 @@ class _Loop:
             }
             named = {"stage": engine.stage.name, "good": self.guards.calm}
             self.checkpoints.save(state, engine.position.images, score, **named)
-            self.saved, self.images_saved = time.monotonic(), engine.position.images
+            self.saved, self.score_is_due = time.monotonic(), False
 
     def heed(self, alarms: Sequence[Alarm], cause: Exception | None = None) -> None:
         """Tells of the alarms, and does what the most drastic of them asks for."""
@@ -207,7 +209,6 @@ class _Loop:
     def _load(self, state: Mapping[str, Any]) -> None:
         self.engine.load_state_dict(state["engine"])
         self.guards.load_state_dict(state["guards"])
-        self.images_saved = self.engine.position.images
 
     def finish(self) -> Outcome:
         if self.observer:

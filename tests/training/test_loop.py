@@ -182,6 +182,20 @@ def test_where_to_look_means_to_wait_all_workers_meet_it_in_the_same_step(
     assert flat(run.model.state_dict()).isfinite().all()
 
 
+def test_a_score_is_asked_for_after_each_eighth_and_not_for_every_checkpoint(checkpoints: Checkpoints):
+    """All workers wait for the one that scores."""
+    scored = list[int]()
+
+    class Scoring(Notes):
+        def score(self, engine: Engine) -> float | None:
+            scored.append(engine.position.images)
+            return None
+
+    train(engine(checkpoint_seconds=1e-6), checkpoints, Scoring(saved_before=checkpoints))
+    assert objects(checkpoints) == [f"{images:012d}.pt" for images in (304, 320)], "one after each step of 16 images"
+    assert scored == [48, 80, 128, 160, 208, 240, 288, 320]
+
+
 def test_while_a_checkpoint_is_on_its_way_no_other_is_scored(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
     """The store takes the first one until 200 images are shown; the one that a stage's end asks for comes after it."""
     arrived, scored = threading.Event(), list[int]()
@@ -203,7 +217,7 @@ def test_while_a_checkpoint_is_on_its_way_no_other_is_scored(checkpoints: Checkp
 
     monkeypatch.setattr(checkpoints, "_upload", slowly)
     train(engine(checkpoint_seconds=1e6), checkpoints, Scoring())
-    assert scored[:2] == [0, 208], "not at 160, where the stage ended"
+    assert scored[0] == 208, "neither after an eighth nor at 160, where the stage ended"
 
 
 def test_a_loss_that_never_becomes_finite_fails_after_the_last_rollback(checkpoints: Checkpoints):
