@@ -64,7 +64,7 @@ def test_a_worker_killed_while_its_checkpoint_is_on_its_way_and_one_that_hangs(
     )  # which is no part of the run's key
     job = attach_or_submit("train", spec)
     wait_for_images(spec, IMAGES // 10)
-    private.s3.latency = 1.0
+    private.s3.latency = 0.1  # a checkpoint has some thirty blocks, and is followed by ten small requests
     wait_for(lambda: any(re.match("PUT .*/checkpoints/", line) for line in private.s3.unanswered), PATIENCE)
     first_group = ranks(job)
     os.kill(first_group[0], signal.SIGKILL)
