@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genmodels.spec import is_points
 
-SHEET_IMAGES, SHEET_POINTS = 64, 2_500
+SHEET_COLUMNS, SHEET_PIXELS = 8, 2048  # the most side by side, and the most that a person looks at
+SHEET_POINTS = 2_500
 TILE_PIXELS = 64
 LINE_PIXELS = 2
 MARGIN = 12
@@ -61,9 +62,14 @@ def grid(images: np.ndarray, columns: int, *, rows_apart: bool = False) -> np.nd
     return np.pad(sheet, ((LINE_PIXELS, 0), (LINE_PIXELS, 0), (0, 0)), constant_values=255)
 
 
+def sheet_columns(resolution: int) -> int:
+    """How many images a sheet has in a row, and rows."""
+    return max(2, min(SHEET_COLUMNS, SHEET_PIXELS // resolution))
+
+
 def samples_shown(resolution: int) -> int:
     """How many samples a picture shows."""
-    return SHEET_POINTS if is_points(resolution) else SHEET_IMAGES
+    return SHEET_POINTS if is_points(resolution) else sheet_columns(resolution) ** 2
 
 
 def traversals(decode: Callable[[Tensor], Tensor], codes: Tensor) -> bytes:

@@ -28,7 +28,7 @@ from genmodels.data.manifest import Manifest, open_dataset
 from genmodels.errors import GenmodelsError, SpecError
 from genmodels.evaluation.bootstrap import mean
 from genmodels.evaluation.images import as_stored
-from genmodels.evaluation.pictures import SHEET_IMAGES, grid, samples_shown
+from genmodels.evaluation.pictures import SHEET_COLUMNS, grid, samples_shown, sheet_columns
 from genmodels.evaluation.sliced_wasserstein import sliced_wasserstein
 from genmodels.models import build
 from genmodels.models.base import DataInfo, Encodes, GenerativeModel, Samples, Stage, Translates, scaled
@@ -55,7 +55,6 @@ from genmodels.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
-GRID_COLUMNS = 8
 FEWEST_SCORED, MOST_SCORED = 32, 256
 SHOWN_BY_SCORED = 256  # images shown in the run for one that is scored: eight scores take about a hundredth of it
 SCORED_VALUES = 2**26  # of pixels, which a GPU holds beside what it trains
@@ -268,7 +267,7 @@ class Watch:
     def samples(self, engine: Engine) -> None:
         """A grid from the same latents, or of the same held-out images, every time."""
         with engine.previewing() as model:
-            sheet = _sheet(model, self._held_out(engine, SHEET_IMAGES // 2))
+            sheet = _sheet(model, self._held_out(engine, SHEET_COLUMNS**2 // 2))
         images = engine.position.images
         self._queue.image("samples", sheet, images)
         self._background.submit(self._store_grid, sheet, images)
@@ -330,20 +329,22 @@ def _made(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> Itera
 
 def _sheet(model: GenerativeModel, held_out: Mapping[str, torch.Tensor]) -> np.ndarray:
     """Samples from fixed latents; or held-out images, each row above their translations or reconstructions."""
+    [resolution] = {images.shape[-1] for images in held_out.values()}
+    columns = sheet_columns(resolution)
     if isinstance(model, Samples):
         generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-        images = model.sample(samples_shown(held_out[""].shape[-1]), generator=generator)
+        images = model.sample(samples_shown(resolution), generator=generator)
     elif isinstance(model, Translates):
         rows = []
         for source, target in permutations(model.domains, 2):
-            sources = held_out[source][:GRID_COLUMNS]
+            sources = held_out[source][:columns]
             rows += [sources, model.translate(sources, target)]
         images = torch.cat(rows)
     else:
         assert isinstance(model, Encodes)
-        rows = held_out[""][: SHEET_IMAGES // 2].split(GRID_COLUMNS)
+        rows = held_out[""][: columns**2 // 2].split(columns)
         images = torch.cat([torch.cat((row, model.decode(model.encode(row)))) for row in rows])
-    return grid(as_stored(images).permute(0, 2, 3, 1).cpu().numpy(), GRID_COLUMNS)
+    return grid(as_stored(images).permute(0, 2, 3, 1).cpu().numpy(), columns)
 
 
 def _weights_key(spec: RunSpec) -> str:

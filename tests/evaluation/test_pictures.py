@@ -4,6 +4,7 @@ import io
 import math
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -21,7 +22,9 @@ from genmodels.evaluation.pictures import (
     contact_sheet,
     grid,
     manifold,
+    samples_shown,
     scattered,
+    sheet_columns,
     traversals,
 )
 
@@ -113,3 +116,12 @@ def test_rows_of_points_have_colours_of_their_own():
     quarter, half, three_quarters = (PLOT_PIXELS * n // 4 for n in (1, 2, 3))
     assert tuple(plot[half, quarter]) == tuple(plot[half, three_quarters]) == COLOURS[0]
     assert tuple(plot[quarter, half]) == tuple(plot[three_quarters, half]) == COLOURS[1]
+
+
+@pytest.mark.parametrize(("resolution", "shown"), [(4, 64), (64, 64), (256, 64), (512, 16), (1024, 4)])
+def test_a_sheet_of_large_images_has_fewer(resolution: int, shown: int):
+    """All that Progressive GAN grows through: 64 of 1024x1024 would be a picture of 67 million pixels."""
+    images = np.zeros((samples_shown(resolution), resolution, resolution, 1), np.uint8)
+    assert len(images) == shown
+    height, width, _ = grid(images, sheet_columns(resolution)).shape
+    assert height == width <= 2048 + 9 * LINE_PIXELS

@@ -14,7 +14,7 @@ from genmodels.data.manifest import Manifest
 from genmodels.evaluation import generation, measures, memorisation, modes, reals
 from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.extractors import Extractor, held_out_features
-from genmodels.evaluation.pictures import SHEET_IMAGES, contact_sheet, samples_shown
+from genmodels.evaluation.pictures import contact_sheet, samples_shown, sheet_columns
 from genmodels.evaluation.tasks.base import (
     Judged,
     Looks,
@@ -104,14 +104,15 @@ class Sampling(Task):
         return alike | modes.mixture_scores(points, self.mixture, generator=generator, replicates=replicates)
 
     def _pictures(self, made: Tensor, nearest: memorisation.Nearest) -> dict[str, bytes]:
-        count = samples_shown(made.shape[-1])
+        resolution = made.shape[-1]
+        count, per_row = samples_shown(resolution), sheet_columns(resolution)
         columns = {"real, held out": self.real[:count], "generated": made[:count]}
-        shown = nearest.distances.argsort()[:SHEET_IMAGES]
-        copied = self.train.read(f"image@{made.shape[-1]}", nearest.rows[shown].numpy())
+        shown = nearest.distances.argsort()[: per_row**2]
+        copied = self.train.read(f"image@{resolution}", nearest.rows[shown].numpy())
         pairs = {"generated, likest to training images": made[shown], "the training images": torch.from_numpy(copied)}
         return {
-            "samples": contact_sheet(columns, images_per_row=8),
-            "training_neighbours": contact_sheet(pairs, images_per_row=8),
+            "samples": contact_sheet(columns, images_per_row=per_row),
+            "training_neighbours": contact_sheet(pairs, images_per_row=per_row),
         }
 
 

@@ -14,7 +14,7 @@ from genmodels.evaluation.bootstrap import Estimate
 from genmodels.evaluation.extractors import Extractor, held_out_features
 from genmodels.evaluation.frechet import fid
 from genmodels.evaluation.kernel import PERMUTATIONS, prior_mmd
-from genmodels.evaluation.pictures import SHEET_IMAGES, contact_sheet
+from genmodels.evaluation.pictures import contact_sheet, sheet_columns
 from genmodels.evaluation.tasks.base import (
     Judged,
     Looks,
@@ -118,9 +118,10 @@ class Representation(Task):
         }
 
     def _pictures(self, model: Encodes, codes: Tensor, made: Tensor) -> dict[str, bytes]:
-        columns = {"real, held out": self.real[:SHEET_IMAGES], "reconstructed": made[:SHEET_IMAGES]}
-        drawn = {"reconstructions": contact_sheet(columns, images_per_row=8)}
         resolution = self.real.shape[-1]
+        per_row = sheet_columns(resolution)
+        columns = {"real, held out": self.real[: per_row**2], "reconstructed": made[: per_row**2]}
+        drawn = {"reconstructions": contact_sheet(columns, images_per_row=per_row)}
         decode = partial(representation.decoded, model, resolution=resolution, progress=lambda images: None)
         drawn["traversals"] = pictures.traversals(decode, codes)
         pairs = min(INTERPOLATIONS, len(codes) // 2)
