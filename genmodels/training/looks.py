@@ -1,11 +1,13 @@
 """The looks that guards take at a training: every so many images, at samples from the same latents, and at its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels.models.base import Density, Encodes, Input, Samples, Translates, scaled
@@ -17,6 +19,7 @@ MOST_LOOKS, FEWEST_LOOKS = 40, 8  # in a run
 IMAGES = 256
 IMAGES_BETWEEN = 4 * IMAGES  # shown, or more looks than the fewest would cost much of a short run
 LABELLED_VALUES = 2**22  # of the pixels of the images that tell classes
+SHOWN_PIXELS = 128  # on a side, and less than twice as many: copies and classes show without more detail
 
 
 class Guards:
@@ -121,8 +124,8 @@ class Guards:
                 guard.value = value
 
     def _with_images(self, look: Look) -> Look:
-        """The look with real images beside made ones, in which what is not finite is taken for grey, for models that
-        learn from a discriminator; with nothing on the other workers."""
+        """The look with real images beside made ones, for models that learn from a discriminator; with nothing on the
+        other workers."""
         model = self._engine.model
         if model.density is not Density.IMPLICIT or not isinstance(model, Samples | Translates):
             return look
@@ -132,28 +135,22 @@ class Guards:
         with self._engine.previewing() as model:
             if isinstance(model, Samples):
                 told = real["label"] if "label" in self._engine.stage.inputs else None
-                pairs = [(real["image"], _sampled(model, real["image"], told))]
+                pairs = [(shown(real["image"]), _sampled(model, real["image"], told))]
                 if isinstance(model, Encodes):
-                    shown = torch.cat([model.decode(model.encode(part)) for part in parts(real["image"])])
-                    reconstructed = finite(shown)
+                    reconstructed = shown(real["image"], lambda images: model.decode(model.encode(images)))
             else:
                 assert isinstance(model, Translates)
                 pairs = [
-                    (real[target], torch.cat([model.translate(part, target) for part in parts(real[source])]))
+                    (shown(real[target]), shown(real[source], partial(model.translate, target=target)))
                     for source in model.domains
                     for target in model.domains
                     if source != target
                 ]
-        return replace(
-            look,
-            images=[(real, finite(made)) for real, made in pairs],
-            labelled=self._real[2],
-            reconstructed=reconstructed,
-        )
+        return replace(look, images=pairs, labelled=self._real[2], reconstructed=reconstructed)
 
     def _real_images(self) -> dict[str, Tensor]:
-        """The first training images of the stage, each once, by their name in a batch. Where the data have classes,
-        their labels too; and those after them, with their labels, are kept to tell classes by."""
+        """The first training images of the stage, each once, as they are stored, by their name in a batch. Where the
+        data have classes, their labels too; and those after them, with their labels, are kept to tell classes by."""
         engine, stage = self._engine, self._engine.stage
         if self._real[0] == stage.name:
             return self._real[1]
@@ -171,11 +168,11 @@ class Guards:
         found, others = {}, None
         for name in inputs:
             rows = first_of_each(whole[name])[: compared + labelled]
-            images = scaled(whole[name][rows])
+            images = whole[name][rows]
             if data.classes:
                 compared = min(compared, len(rows) // 2)
                 found["label"], others_labels = whole["label"][rows].tensor_split([compared])
-                others = images[compared:], others_labels
+                others = shown(images[compared:]), others_labels
             found[name] = images[:compared]
         self._real = stage.name, found, others
         return found
@@ -188,9 +185,16 @@ def first_of_each(images: Tensor) -> Tensor:
     return rows.new_full((int(places.max()) + 1,), len(images)).scatter_reduce(0, places, rows, "amin").sort().values
 
 
-def finite(images: Tensor) -> Tensor:
-    """Images in which what is not finite is grey."""
-    return images.float().nan_to_num(0.0, 0.0, 0.0)
+def shown(images: Tensor, make: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+    """Stored images, or what a model makes of them, as guards see them; see `seen`."""
+    return torch.cat([seen(make(scaled(part))) for part in parts(images)])
+
+
+def seen(images: Tensor) -> Tensor:
+    """Images in which what is not finite is grey, and large ones are averaged over squares."""
+    images = images.float().nan_to_num(0.0, 0.0, 0.0)
+    side = images.shape[-1] // SHOWN_PIXELS
+    return F.avg_pool2d(images, side) if side > 1 else images
 
 
 def _sampled(model: Samples, real: Tensor, labels: Tensor | None) -> Tensor:
@@ -198,8 +202,8 @@ def _sampled(model: Samples, real: Tensor, labels: Tensor | None) -> Tensor:
     generator = torch.Generator(real.device).manual_seed(0)
     sizes = [len(part) for part in parts(real)]
     told = [None] * len(sizes) if labels is None else labels.split(sizes)
-    drawn = [model.sample(size, labels=each, generator=generator) for size, each in zip(sizes, told, strict=True)]
-    return torch.cat(drawn)
+    drawn = (model.sample(size, labels=each, generator=generator) for size, each in zip(sizes, told, strict=True))
+    return torch.cat([seen(images) for images in drawn])
 
 
 def _without_spec(guard: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from genmodels.data.catalogue import CATALOGUE
 from genmodels.data.dataset import Dataset
 from genmodels.data.loader import Loader
 from genmodels.errors import DivergedError
-from genmodels.models import conditional_gan, gan
+from genmodels.models import conditional_gan, cyclegan, gan
 from genmodels.models.adversarial_autoencoder import AdversarialAutoencoder
 from genmodels.models.base import DataInfo, GenerativeModel, scaled
 from genmodels.nn.normalization import BatchNorm
@@ -41,8 +41,9 @@ from genmodels.training.guards import (
     ModeCollapse,
     Oscillation,
     StrongDiscriminator,
+    nearest_neighbour_distance,
 )
-from genmodels.training.looks import Guards, first_of_each
+from genmodels.training.looks import Guards, first_of_each, shown
 from genmodels.training.loop import Outcome, train
 from genmodels.training.workers import Workers
 
@@ -502,7 +503,31 @@ def test_real_images_that_tell_classes_are_others_than_those_that_are_compared()
     assert guards._real[2] is not None
     others, labels = guards._real[2]
     assert (len(compared), len(others), len(labels)) == (256, 1_024, 1_024)
-    assert len(torch.cat([compared, others]).unique(dim=0)) == 1_280
+    assert len(torch.cat([shown(compared), others]).unique(dim=0)) == 1_280
+
+
+@pytest.mark.parametrize(("side", "seen"), [(1, 1), (100, 100), (255, 255), (256, 128), (300, 150), (1024, 128)])
+def test_of_large_images_guards_see_averages(side: int, seen: int):
+    """Of a ramp from -1 to 1 and of one of its squares, whose pixels are not finite."""
+    ramp = torch.linspace(-1, 1, side).expand(2, 1, side, side).clone() if side > 1 else torch.zeros(2, 1, 1, 1)
+    images = shown((ramp + 1).mul(127.5).round().byte())
+    assert images.shape == (2, 1, seen, seen)
+    torch.testing.assert_close(
+        images[0, 0, 0], torch.linspace(-1, 1, seen) if seen > 1 else torch.zeros(1), atol=0.02, rtol=0
+    )
+    assert not shown(ramp, lambda images: images * torch.nan).any()
+
+
+def test_translations_are_looked_at_both_ways():
+    """Those of a model that leaves images as they are lie as the images of the other domain do."""
+    images = {domain: torch.randint(0, 256, (64, 1, 16, 16)).byte().numpy() for domain in "ab"}
+    data = Dataset.from_arrays({f"train_{domain}": {"image@16": array} for domain, array in images.items()})
+    model = cyclegan.CycleGAN(cyclegan.Config.preset("demo", resolution=16), DataInfo(channels=1))
+    model.translate = lambda images, target: images  # type: ignore[method-assign]
+    guards = Guards(Engine(model, lambda stage: Loader(data, stage.inputs, stage.batch_images, seed=0)))
+    guards.final_look()
+    usual = [nearest_neighbour_distance(torch.from_numpy(array) / 127.5 - 1) for array in images.values()]
+    assert guards.values["mode_collapse"] == pytest.approx(max(usual) / min(usual), rel=1e-4)
 
 
 def test_what_is_told_the_class_is_looked_at_for_the_classes_of_the_real_images():
