@@ -45,7 +45,7 @@ from genmodels.tracking.runs import find_run, set_status
 
 R = TypeVar("R", bound=Record)
 
-RETRIES = 3
+RETRIES = 5  # over five minutes, for which a job's follower waits too
 JOB_LABEL, SPEC_LABEL = "genmodels.ray_job", "genmodels.spec"
 LOG_LINES, LOG_SECONDS = 20, 10.0
 
