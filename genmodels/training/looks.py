@@ -16,7 +16,7 @@ from genmodels.training.engine import Engine, NonFiniteLoss, Position, Totals, m
 from genmodels.training.guards import GUARDS, Divergence, Guard, Look, parts
 
 MOST_LOOKS, FEWEST_LOOKS = 40, 8  # in a run
-IMAGES = 256
+IMAGES = 256  # made at a look
 IMAGES_BETWEEN = 4 * IMAGES  # shown, or more looks than the fewest would cost much of a short run
 LABELLED_VALUES = 2**22  # of the pixels of the images that tell classes
 SHOWN_PIXELS = 128  # on a side, and less than twice as many: copies and classes show without more detail
@@ -155,12 +155,12 @@ class Guards:
         if self._real[0] == stage.name:
             return self._real[1]
         data = engine.model.data
-        compared, labelled = IMAGES, 0
+        inputs = {name: wanted for name, wanted in stage.inputs.items() if wanted.resolution is not None}
+        compared, labelled = IMAGES // len(inputs), 0
         if data.classes:
             most = LABELLED_VALUES // (data.channels * stage.resolution**2)
             labelled = max(IMAGES, min(max(4 * IMAGES, 16 * data.classes), most))
             compared = max(IMAGES, min(2 * data.classes, labelled // 8))
-        inputs = {name: wanted for name, wanted in stage.inputs.items() if wanted.resolution is not None}
         labels = {"label": Input(column="label")} if data.classes else {}
         batches = engine.batches_of(replace(stage, inputs=inputs | labels))
         read = [batches.batch(start) for start in range(0, compared + labelled, stage.batch_images)]

@@ -520,7 +520,7 @@ def test_of_large_images_guards_see_averages(side: int, seen: int):
 
 def test_translations_are_looked_at_both_ways():
     """Those of a model that leaves images as they are lie as the images of the other domain do."""
-    images = {domain: torch.randint(0, 256, (64, 1, 16, 16)).byte().numpy() for domain in "ab"}
+    images = {domain: torch.randint(0, 256, (128, 1, 16, 16)).byte().numpy() for domain in "ab"}
     data = Dataset.from_arrays({f"train_{domain}": {"image@16": array} for domain, array in images.items()})
     model = cyclegan.CycleGAN(cyclegan.Config.preset("demo", resolution=16), DataInfo(channels=1))
     model.translate = lambda images, target: images  # type: ignore[method-assign]
