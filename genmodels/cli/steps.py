@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genmodels.spec import Record, RunSpec
 
 Spec = Annotated[str, typer.Argument(help="Where the spec lies: a path, an s3:// address, or - for standard input.")]
-LOADING_DELAY_SECONDS = 60.0  # by then a training is under way
+LOADING_DELAY_SECONDS = 300.0  # the imports stop a training that has all processors for about a hundredth of that
 
 app = typer.Typer()
 PANEL = "One step by hand, in this process: no Prefect, no Ray"

@@ -1,12 +1,13 @@
 """What Prefect, Ray, MLflow and S3 cost a training: the flow's beside the bare engine's on the same data.
 
-    genmodels up && python tests/benchmarks/stack_overhead.py [--rounds 3] [--cpus N]
+    genmodels up && python tests/benchmarks/stack_overhead.py [--rounds 3] [--set KEY=VALUE …]
 
-Both train Progressive GAN on the digits, with one worker and all processors, or so many, in turns of a few seconds:
-while one trains, all processes of the other are stopped, so that a machine that is slower at some times than at others
-is so to both. The servers run beside both; where training leaves them no processor, they stop it whenever they work.
-Prints the seconds that each trained, their ratio in each round, and the seconds that the flow took before its first
-optimiser step.
+Both train Progressive GAN on the digits, with one worker and all processors unless the settings say otherwise, in turns
+of a few seconds: while one trains, all processes of the other are stopped, so that a machine that is slower at some
+times than at others is so to both. `--set final_images=150000` makes of the demo's 75 seconds some five minutes, in
+which what comes once counts for less. The servers run beside both; where training leaves them no processor, they stop
+it whenever they work, and `--set training.cpus_per_worker=1` leaves them one of two. Prints the seconds that each
+trained, their ratio in each round, and the seconds that the flow took before its first optimiser step.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.synchronize import Event
 
@@ -42,20 +43,21 @@ TURN_SECONDS = 4.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cpus", type=int, default=os.cpu_count())
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    settings = [f"training.cpus_per_worker={os.cpu_count()}", *arguments.set]
     ratios = []
     for _ in range(arguments.rounds):
         seed = int.from_bytes(os.urandom(3))  # one that the stack has not trained yet
-        spec = resolve(MODEL, DATASET, overrides=[f"training.cpus_per_worker={arguments.cpus}"], seed=seed)
+        spec = resolve(MODEL, DATASET, overrides=settings, seed=seed)
         spec = spec.with_dataset(prepare(spec).dataset_digest)
-        stack, engine, startup = in_turns(spec)
+        stack, engine, startup = in_turns(spec, settings)
         ratios.append(stack / engine)
         print(f"engine {engine:.1f} s · stack {stack:.1f} s · {ratios[-1]:.3f} · first step after {startup:.1f} s")
     print(f"stack / engine = {statistics.median(ratios):.3f} (median of {arguments.rounds} rounds)")
 
 
-def in_turns(spec: RunSpec) -> tuple[float, float, float]:
+def in_turns(spec: RunSpec, settings: Sequence[str]) -> tuple[float, float, float]:
     """Seconds that the flow's training and the engine's took, each without those in which it was stopped; and those
     from the command to the flow's first step."""
     spawning = multiprocessing.get_context("spawn")
@@ -64,9 +66,9 @@ def in_turns(spec: RunSpec) -> tuple[float, float, float]:
     engine.start()
     ready.wait()
     there_before = set(psutil.pids())
-    command = f"genmodels retrain {MODEL} --dataset {DATASET} --seed {spec.seed} --workers 1 --json"
-    command += f" --set training.cpus_per_worker={spec.training.cpus_per_worker}"
-    flow = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = f"genmodels retrain {MODEL} --dataset {DATASET} --seed {spec.seed} --workers 1 --json".split()
+    command += [f"--set={setting}" for setting in settings]
+    flow = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while not ((progress := read_progress("train", spec)) and progress.done):
         time.sleep(0.2)
     go.set()
