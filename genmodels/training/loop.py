@@ -38,8 +38,8 @@ class Observer(Protocol):
         ...
 
     def score(self, engine: Engine) -> float | None:
-        """Called for the first checkpoint of a stage and for that after each eighth of the run; of a stage's the one
-        with the lowest score is kept as the best."""
+        """Called for the checkpoint after each eighth of the run and for the first of each stage but the run's first;
+        of a stage's the one with the lowest score is kept as the best."""
         ...
 
     def looked(self, engine: Engine, values: Mapping[str, float], alarms: Sequence[Alarm]) -> None:
