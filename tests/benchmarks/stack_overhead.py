@@ -1,14 +1,13 @@
 """What Prefect, Ray, MLflow and S3 cost a training: the flow's beside the bare engine's on the same data.
 
-    genmodels up && python tests/benchmarks/stack_overhead.py [--rounds 3] [--workers 2] [--set KEY=VALUE …]
+    genmodels up && python tests/benchmarks/stack_overhead.py [--rounds 3] [--dataset digits] [--workers 2] [--set …]
 
-Both train Progressive GAN on the digits, the engine in as many processes as the flow has workers, in turns of a few
-seconds: while one trains, all processes of the other are stopped, so that a machine that is slower at some times than
-at others is so to both. The servers run beside both; where training leaves them no processor, they stop it whenever
-they work. `--set final_images=150000` makes the training longer, so that what comes once counts for less, and
-`--workers 1 --set training.cpus_per_worker=2` has two threads, of which each waits for the other after every layer.
-Prints the seconds that each trained, their ratio in each round, and the seconds that the flow took before its first
-optimiser step.
+Both train Progressive GAN, the engine in as many processes as the flow has workers, in turns of a few seconds: while
+one trains, all processes of the other are stopped, so that a machine that is slower at some times than at others is so
+to both. The servers run beside both; where training leaves them no processor, they stop it whenever they work. With
+`--workers 1 --set training.cpus_per_worker=2` there are two threads, of which each waits for the other after every
+layer. Prints the seconds that each trained, their ratio in each round, and the seconds that the flow took before its
+first optimiser step.
 """
 
 import argparse
@@ -40,22 +39,23 @@ from genmodels.training.engine import Engine
 from genmodels.training.loop import train
 from genmodels.training.workers import Workers
 
-MODEL, DATASET = "progressive_gan", "digits"
+MODEL = "progressive_gan"
 TURN_SECONDS = 4.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dataset", default="digits")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     ratios = []
     for _ in range(arguments.rounds):
         seed = int.from_bytes(os.urandom(3))  # one that the stack has not trained yet
-        spec = resolve(MODEL, DATASET, overrides=arguments.set, workers=arguments.workers, seed=seed)
+        spec = resolve(MODEL, arguments.dataset, overrides=arguments.set, workers=arguments.workers, seed=seed)
         spec = spec.with_dataset(prepare(spec).dataset_digest)
-        command = f"genmodels retrain {MODEL} --dataset {DATASET} --seed {seed} --workers {spec.workers} --json"
+        command = f"genmodels retrain {MODEL} --dataset {spec.dataset} --seed {seed} --workers {spec.workers} --json"
         settings = [f"--set={setting}" for setting in arguments.set]
         with TemporaryDirectory() as folder:
             stack, engine, startup = in_turns(spec, [*command.split(), *settings], f"file://{folder}/rendezvous")
