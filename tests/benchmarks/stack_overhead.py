@@ -4,10 +4,9 @@
 
 Both train Progressive GAN, the engine in as many processes as the flow has workers, in turns of a few seconds: while
 one trains, all processes of the other are stopped, so that a machine that is slower at some times than at others is so
-to both. The servers run beside both; where training leaves them no processor, they stop it whenever they work. With
-`--workers 1 --set training.cpus_per_worker=2` there are two threads, of which each waits for the other after every
-layer. Prints the seconds that each trained, their ratio in each round, and the seconds that the flow took before its
-first optimiser step.
+to both. The servers run beside both; where training leaves them no processor, they stop it whenever they work. The
+workers have all processors, unless `--set training.cpus_per_worker=1` leaves some to the servers. Prints the seconds
+that each trained, their ratio in each round, and the seconds that the flow took before its first optimiser step.
 """
 
 import argparse
@@ -50,15 +49,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
+    settings = [f"training.cpus_per_worker={(os.cpu_count() or 1) // arguments.workers}", *arguments.set]
     ratios = []
     for _ in range(arguments.rounds):
         seed = int.from_bytes(os.urandom(3))  # one that the stack has not trained yet
-        spec = resolve(MODEL, arguments.dataset, overrides=arguments.set, workers=arguments.workers, seed=seed)
+        spec = resolve(MODEL, arguments.dataset, overrides=settings, workers=arguments.workers, seed=seed)
         spec = spec.with_dataset(prepare(spec).dataset_digest)
         command = f"genmodels retrain {MODEL} --dataset {spec.dataset} --seed {seed} --workers {spec.workers} --json"
-        settings = [f"--set={setting}" for setting in arguments.set]
+        given = [f"--set={setting}" for setting in settings]
         with TemporaryDirectory() as folder:
-            stack, engine, startup = in_turns(spec, [*command.split(), *settings], f"file://{folder}/rendezvous")
+            stack, engine, startup = in_turns(spec, [*command.split(), *given], f"file://{folder}/rendezvous")
         ratios.append(stack / engine)
         print(f"engine {engine:.1f} s · stack {stack:.1f} s · {ratios[-1]:.3f} · first step after {startup:.1f} s")
     print(f"stack / engine = {statistics.median(ratios):.3f} (median of {arguments.rounds} rounds)")
