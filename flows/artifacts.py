@@ -29,7 +29,7 @@ from prefect.context import TaskRunContext
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from genmodels.spec import Alarm, EvaluationReport, Metric, PrepareReport, Progress, Promotion, RunSpec
+from genmodels.spec import Alarm, EvaluationReport, PrepareReport, Progress, Promotion, RunSpec
 from genmodels.steps.costs import costs_of
 from genmodels.steps.reports import REPORTS, folder, newest_samples
 from genmodels.storage.objects import store
@@ -207,7 +207,9 @@ def dataset_table(report: PrepareReport, spec: RunSpec) -> None:
 @best_effort
 def metrics_table(report: EvaluationReport, spec: RunSpec) -> None:
     """Each metric beside its floor (real data) and its ceiling (the untrained model)."""
-    rows = [_row(metric, metric.name == report.primary) for metric in report.metrics]
+    rows = [{"metric": metric.title, **metric.cells, "better": metric.better} for metric in report.metrics]
+    primary = [metric.name for metric in report.metrics].index(report.primary)
+    rows[primary]["metric"] += " (primary)"
     description = f"{spec.model} on {spec.dataset}; **{report.primary}** decides the promotion"
     create_table_artifact(rows, artifact_key("metrics", spec), description)
 
@@ -258,24 +260,6 @@ def models_side_by_side(dataset: str, *, every_version: bool = False) -> None:
         key=_slug(f"leaderboard-{comparison.dataset}"),
         description=f"The registered models of {comparison.dataset} beside each other",
     )
-
-
-def _row(metric: Metric, primary: bool) -> dict[str, str]:
-    gap = metric.gap_closed
-    return {
-        "metric": f"{metric.title} (primary)" if primary else metric.title,
-        "value": number(metric.value),
-        "interval": f"{number(metric.low)} – {number(metric.high)}",
-        "floor (real data)": number(metric.floor),
-        "untrained": number(metric.untrained),
-        "gap closed": "" if gap is None or not math.isfinite(gap) else f"{gap:.1%}",
-        "better": metric.better,
-    }
-
-
-def number(value: float | None) -> str:
-    """Four digits, or nothing."""
-    return "" if value is None else f"{value:.4g}"
 
 
 def artifact_key(name: str, spec: RunSpec) -> str:

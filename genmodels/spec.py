@@ -279,6 +279,18 @@ class Metric(Record):
         has_gap = gap > 0 if self.better == "lower" else gap < 0
         return (self.untrained - self.value) / gap if has_gap else None
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """What a table says of it, by heading; a dash for what is not there."""
+        gap = self.gap_closed
+        return {
+            "value": f"{self.value:.4g}",
+            "interval": f"{self.low:.4g} to {self.high:.4g}",
+            "floor (real data)": "–" if self.floor is None else f"{self.floor:.4g}",
+            "untrained": "–" if self.untrained is None else f"{self.untrained:.4g}",
+            "gap closed": "–" if gap is None or not math.isfinite(gap) else f"{gap:.1%}",
+        }
+
 
 class Judgement(Record):
     """Base of the reports that hold for one way of judging; another one asks for them again."""

@@ -218,8 +218,7 @@ def describe(
     load it and how to roll back. The last of many numbers may not fit; MLflow shows them among the run's metrics."""
     against, others = _against_champion(spec, evaluation, registry)
     rows = [
-        f"| {metric.title} | {metric.value:.4g} | {metric.low:.4g} to {metric.high:.4g} | {_text(metric.floor, '.4g')} "
-        f"| {_text(metric.untrained, '.4g')} | {_text(metric.gap_closed, '.1%')} "
+        f"| {metric.title} | {' | '.join(metric.cells.values())} "
         f"| {others[metric.name].with_interval if metric.name in others else '–'} |"
         for metric in evaluation.metrics
     ]
@@ -274,7 +273,3 @@ def _against_champion(spec: RunSpec, evaluation: EvaluationReport, registry: Reg
     if scores is None or contradictions(evaluation, scores):
         return f"{against}\n\nThe champion was judged otherwise, so its numbers do not compare.", {}
     return against, {metric.name: metric for metric in scores.metrics}
-
-
-def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
