@@ -14,7 +14,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 4), (10, 12)])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (10, 6), (14, 18)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_it_is_a_convolution_and_has_its_gradients(height: int, width: int, memory_format: torch.memory_format):
     x = drawn(2, 5, height, width).detach().to(memory_format=memory_format).requires_grad_()
@@ -28,19 +28,16 @@ def test_it_is_a_convolution_and_has_its_gradients(height: int, width: int, memo
 
 
 def test_it_can_be_differentiated_twice():
-    towards = (drawn(1, 2, 4, 6), drawn(3, 2, 3, 3, seed=1), drawn(3, seed=2))
+    towards = (drawn(1, 2, 6, 10), drawn(3, 2, 3, 3, seed=1), drawn(3, seed=2))
     assert gradcheck(winograd_conv2d, towards)
     assert gradgradcheck(winograd_conv2d, towards)
 
 
-def test_in_fp32_it_is_as_near_to_the_exact_result_as_the_direct_one():
-    x, weight = drawn(2, 256, 18, 18), drawn(64, 256, 3, 3, seed=1)
+def test_in_fp32_it_rounds_a_few_times_as_coarsely_as_the_direct_one():
+    x, weight = drawn(2, 256, 18, 18).detach(), drawn(64, 256, 3, 3, seed=1).detach()
     exact = F.conv2d(x, weight)
-    of_ours, of_direct = (
-        float((convolution(x.float(), weight.float(), None) - exact).norm() / exact.norm())
-        for convolution in (winograd_conv2d, F.conv2d)
-    )
-    assert of_ours < max(2 * of_direct, 1e-6)
+    ours = winograd_conv2d(x.float(), weight.float(), None)
+    assert float((ours - exact).norm() / exact.norm()) < 2.5e-6  # 2.1e-6; 3.2e-6 at the points 0, 1, -1, 2 and -2
 
 
 @pytest.mark.parametrize("size", [8, 7])
