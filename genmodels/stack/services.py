@@ -114,6 +114,7 @@ def services(home: Path, stack: Stack) -> dict[str, Service]:
                 f"-ip={HOST}",
                 f"-ip.bind={HOST}",
                 "-master.peers=none",  # one master needs no election, which would take 5 s
+                "-master.resumeState=false",  # volumes tell what they hold; to resume, its timers run at 1 ms for ever
                 "-master.telemetry=false",
                 "-master.volumeSizeLimitMB=256",
                 "-volume.max=0",
